@@ -1,0 +1,1 @@
+"""Cleave: a compiler-runtime for LLMs, cut at attention."""
