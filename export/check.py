@@ -1,0 +1,178 @@
+"""The check of an export: its graphs against transformers, on random tokens, in a process of its own.
+
+`python -m cleave.export.check CHECKPOINT ARTIFACT DEVICE` prints the result as one line of JSON.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import psutil
+
+from cleave.errors import CleaveError, ExportError
+from cleave.export.artifact import Artifact, load_graph
+from cleave.export.checkpoint import Checkpoint
+from cleave.export.manifest import Manifest
+from cleave.export.pieces import ATTENTION, cut, widen
+from cleave.export.tensorfile import ITEM_BYTES
+
+TOLERANCE = 1e-4
+"""Of |error| / |logits| in float32; what was seen is 1e-6, a wrong graph gives 1e-2 and more."""
+
+_TOKENS = 48
+_SEED = 0
+_Arrays = dict[str, npt.NDArray[Any]]
+
+
+def run_check(checkpoint: Checkpoint, artifact: Path, manifest: Manifest, *, device: str) -> dict[str, Any]:
+    """Check in a new process, so that its memory comes after the export's and is all given back.
+
+    Where the model does not fit the free memory in float32 the check is left out, and the result says
+    so. Raises ExportError where the graphs disagree with transformers.
+    """
+    values = sum(tensor.nbytes // ITEM_BYTES.get(tensor.dtype, 4) for tensor in checkpoint.tensors.values())
+    needed, free = values * 4 * 5 // 4, psutil.virtual_memory().available
+    if needed > free:
+        return {
+            "skipped": f"transformers in float32 needs {needed / 2**30:.1f} GiB of memory, "
+            f"and {free / 2**30:.1f} GiB are free"
+        }
+    command = [sys.executable, "-m", "cleave.export.check", str(checkpoint.folder), str(artifact), device]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = done.stdout.strip().splitlines()
+    if done.returncode != 0 or not lines:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise ExportError(f"the check of the export failed: {reason}")
+    result: dict[str, Any] = json.loads(lines[-1])
+    if not result["relative_error"] <= TOLERANCE:
+        raise ExportError(
+            f"the exported graphs disagree with transformers: relative error of the logits "
+            f"{result['relative_error']:.1e}, allowed {TOLERANCE:.0e}. Nothing was exported; "
+            f"please report {manifest.architecture} with its config.json"
+        )
+    return result
+
+
+def compare(checkpoint: Path, folder: Path, device: str) -> dict[str, Any]:
+    """The error of the artifact's logits against transformers in float32, over one sequence.
+
+    All tokens but the last run through the prefill graph, the last one through the decode graph.
+    """
+    artifact = Artifact.open(folder, verify=False)
+    manifest = artifact.manifest
+    count = min(_TOKENS, manifest.max_position)
+    tokens = np.random.default_rng(_SEED).integers(0, manifest.vocab_size, count)
+    expected = _transformers_logits(checkpoint, manifest, tokens, device)
+    gc.collect()
+    got = _artifact_logits(artifact, tokens)
+    error = np.abs(got - expected)
+    return {
+        "against": "transformers, float32",
+        "device": device,
+        "tokens": count,
+        "max_abs_error": float(error.max()),
+        "relative_error": float(np.linalg.norm(error) / np.linalg.norm(expected)),
+        "same_argmax": int((got.argmax(-1) == expected.argmax(-1)).sum()),
+    }
+
+
+def _transformers_logits(
+    checkpoint: Path, manifest: Manifest, tokens: npt.NDArray[np.int64], device: str
+) -> npt.NDArray[np.float32]:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ExportError("device cuda was asked for, and torch sees no GPU; use --device cpu")
+    config = AutoConfig.from_pretrained(checkpoint, local_files_only=True)
+    config.num_hidden_layers = manifest.num_layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[: manifest.num_layers]
+    model = AutoModelForCausalLM.from_pretrained(
+        checkpoint,
+        config=config,
+        dtype=getattr(torch, manifest.dtype),  # rounded as the artifact's weights are, then widened
+        attn_implementation="eager",
+        local_files_only=True,
+    )
+    model = model.float().to(device).eval()
+    with torch.no_grad():
+        logits = model(torch.from_numpy(tokens)[None].to(device)).logits[0]
+    result: npt.NDArray[np.float32] = logits.cpu().numpy()
+    return result
+
+
+def _artifact_logits(artifact: Artifact, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Logits of every token, with nothing but ONNX Runtime and one piece in memory at a time."""
+    manifest = artifact.manifest
+    embeds = artifact.embedding()[tokens].astype(np.float32) * np.float32(manifest.embedding_scale)
+    rows = len(tokens) - 1
+    passes: list[_Arrays] = [
+        {"inputs_embeds": embeds[:rows], "logit_rows": np.arange(rows)},
+        {"inputs_embeds": embeds[rows:], "logit_rows": np.zeros(1, np.int64)},
+    ]
+    graphs = artifact.batchless_graphs()
+    pieces = cut(artifact.batchful_graph())
+    for layer, piece in enumerate(pieces):
+        weights = {name: artifact.weight(tensor).astype(np.float32) for name, tensor in piece.weights.items()}
+        model = widen(piece.model)
+        for values in passes:
+            inputs = {name: values[name] for name in piece.inputs}
+            values |= _run(model, inputs | weights, piece.outputs)
+            values |= {carried: values[name] for carried, name in piece.hands_on.items()}
+        if layer < len(graphs):
+            _attend(passes, graphs[layer], manifest, layer, len(tokens))
+    return np.concatenate([values["logits"] for values in passes])
+
+
+def _attend(
+    passes: list[_Arrays], graphs: tuple[Path, Path], manifest: Manifest, layer: int, context: int
+) -> None:
+    """Attention of one layer for both passes, by the exported graphs over one cache."""
+    spec = manifest.layer_specs[layer]
+    cache: _Arrays = {
+        name: np.zeros((context, spec.kv_heads, spec.head_dim), np.float32) for name in ("k_cache", "v_cache")
+    }
+    first = 0
+    for values, graph in zip(passes, graphs, strict=True):
+        end = first + len(values["q"])
+        oldest = max(0, end - spec.window) if spec.window and end - first == 1 else 0
+        slots = {"positions": np.arange(first, end), "slots": np.arange(first, end)}
+        inputs = {name: values[name] for name in ("q", "k", "v")} | slots | cache
+        inputs["context_slots"] = np.arange(oldest, end)
+        results = _run(widen(load_graph(graph)), inputs, ("out", "k_cache_out", "v_cache_out"))
+        values[ATTENTION] = results["out"]
+        cache = {"k_cache": results["k_cache_out"], "v_cache": results["v_cache_out"]}
+        first = end
+
+
+def _run(model: onnx.ModelProto, inputs: Mapping[str, npt.NDArray[Any]], outputs: tuple[str, ...]) -> _Arrays:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return dict(zip(outputs, session.run(list(outputs), dict(inputs)), strict=True))
+
+
+def main(arguments: list[str]) -> int:
+    """The process that `run_check` starts."""
+    checkpoint, artifact, device = arguments
+    try:
+        result = compare(Path(checkpoint), Path(artifact), device)
+    except CleaveError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    sys.stdout.write(json.dumps(result) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

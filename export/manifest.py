@@ -1,0 +1,142 @@
+"""manifest.json: what an artifact is, part by part and file by file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cleave.errors import ArtifactError, AttentionError
+from cleave.plugins.spec import AttentionSpec
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+PARTS = ("batchful", "prefill_batchless", "decode_batchless", "embed_tokens", "tokenizer")
+"""What `--export` takes; an artifact is complete when it has all of them."""
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True)
+class FileDigest:
+    """One file of the artifact as it was written."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The contents of manifest.json."""
+
+    architecture: str
+    source: str
+    """The checkpoint as the user named it."""
+    fingerprint: str
+    """Tells checkpoints apart; parts of two of them do not mix."""
+    dtype: str
+    num_layers: int
+    config: dict[str, Any]
+    """The checkpoint's config.json."""
+    specs: tuple[AttentionSpec, ...]
+    """The distinct attention specs."""
+    spec_of_layer: tuple[int, ...]
+    embedding: str
+    """Name of the embedding tensor [vocab, hidden] in weights.safetensors."""
+    embedding_scale: float = 1.0
+    parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Part -> the files that it needs."""
+    files: dict[str, FileDigest] = field(default_factory=dict)
+    libraries: dict[str, str] = field(default_factory=dict)
+    check: dict[str, Any] = field(default_factory=dict)
+    """How far the exported graphs are from transformers; empty where that was not measured."""
+
+    @property
+    def layer_specs(self) -> tuple[AttentionSpec, ...]:
+        """The attention spec of every layer."""
+        return tuple(self.specs[index] for index in self.spec_of_layer)
+
+    @property
+    def missing_parts(self) -> tuple[str, ...]:
+        """Parts that have not been exported yet."""
+        return tuple(part for part in PARTS if part not in self.parts)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+        return int(self.config["hidden_size"])
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding and columns of the logits."""
+        return int(self.config["vocab_size"])
+
+    @property
+    def max_position(self) -> int:
+        """The context: how many tokens a sequence may have."""
+        return int(self.config["max_position_embeddings"])
+
+    def to_json(self) -> str:
+        """The text of manifest.json."""
+        data = asdict(self) | {
+            "format": FORMAT,
+            "specs": [spec.to_dict() for spec in self.specs],
+            "cut": {"operator": "cleave::CleaveAttention", "version": 1, "layers": self.num_layers},
+        }
+        return json.dumps(data, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: Path) -> Manifest:
+        """Read what `to_json` wrote. Raises ArtifactError for another format or a damaged file."""
+        try:
+            data: Any = json.loads(text)
+        except ValueError:
+            raise ArtifactError(f"{where} is damaged (not JSON); export again") from None
+        if not isinstance(data, dict) or not isinstance(data.get("format"), int):
+            raise ArtifactError(f"{where} is not the manifest of a Cleave artifact; export again")
+        if data["format"] > FORMAT:
+            raise ArtifactError(
+                f"{where} has format {data['format']}, and this Cleave reads up to {FORMAT}; "
+                "upgrade Cleave, or export again with this version"
+            )
+        try:
+            return cls._from_fields(data)
+        except (KeyError, TypeError, ValueError, AttributeError, AttentionError) as error:
+            raise ArtifactError(f"{where} is damaged ({error}); export again") from None
+
+    @classmethod
+    def _from_fields(cls, data: Mapping[str, Any]) -> Manifest:
+        manifest = cls(
+            architecture=str(data["architecture"]),
+            source=str(data["source"]),
+            fingerprint=str(data["fingerprint"]),
+            dtype=str(data["dtype"]),
+            num_layers=int(data["num_layers"]),
+            config=dict(data["config"]),
+            specs=tuple(AttentionSpec.from_dict(spec) for spec in data["specs"]),
+            spec_of_layer=tuple(int(index) for index in data["spec_of_layer"]),
+            embedding=str(data["embedding"]),
+            embedding_scale=float(data["embedding_scale"]),
+            parts={str(part): tuple(map(str, files)) for part, files in data["parts"].items()},
+            files={str(name): FileDigest(**entry) for name, entry in data["files"].items()},
+            libraries=dict(data["libraries"]),
+            check=dict(data["check"]),
+        )
+        if manifest.dtype not in DTYPES:
+            raise ValueError(f"dtype {manifest.dtype!r}")
+        if len(manifest.spec_of_layer) != manifest.num_layers:
+            raise ValueError("as many attention specs as layers are needed")
+        if any(not 0 <= index < len(manifest.specs) for index in manifest.spec_of_layer):
+            raise ValueError("spec_of_layer")
+        for name in (*manifest.files, *(name for files in manifest.parts.values() for name in files)):
+            if Path(name).name != name or name in (".", "..", MANIFEST):
+                raise ValueError(f"file name {name!r}")
+        return manifest
+
+
+def batchless_files(kind: str, specs: int) -> tuple[str, ...]:
+    """File names of the batchless graphs of one kind ("prefill" or "decode"), one per distinct spec."""
+    names = [f"{kind}_batchless.onnx"]
+    names += [f"{kind}_batchless_{index}.onnx" for index in range(1, specs)]
+    return tuple(names)

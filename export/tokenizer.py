@@ -1,0 +1,51 @@
+"""The tokenizer part: tokenizer.json as the tokenizers library reads it, and what goes with it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from cleave.errors import CheckpointError, ExportError
+from cleave.export.checkpoint import Checkpoint
+
+_GENERATION = "generation_config.json"
+_PROBES = ("San Francisco is a", " two  spaces\n\nand lines", "naïve café 東京 🎉", "x = [1, 2]; // 3.14")
+_SAVED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+def export_tokenizer(checkpoint: Checkpoint, folder: Path) -> tuple[str, ...]:
+    """Write the tokenizer, the chat template and generation_config.json; gives back the file names.
+
+    A SentencePiece model is converted by transformers. Serving reads tokenizer.json alone, so its
+    encoding is compared with transformers' here; ExportError where they differ.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
+    except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
+        raise CheckpointError(
+            f"transformers cannot read the tokenizer of {checkpoint.folder}: {error}"
+        ) from None
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise CheckpointError(
+            f"the tokenizer of {checkpoint.folder} has no fast form; Cleave needs a tokenizer.json"
+        )
+    before = {path.name for path in folder.iterdir()}
+    tokenizer.save_pretrained(folder)
+    for path in folder.iterdir():
+        if path.name not in before and path.name not in _SAVED:
+            path.unlink()
+    plain = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for text in _PROBES:
+        ours, theirs = plain.encode(text).ids, tokenizer(text)["input_ids"]
+        if ours != theirs:
+            raise ExportError(
+                f"tokenizer.json encodes {text!r} as {ours} and transformers as {theirs}; "
+                "the tokenizer cannot be served without transformers"
+            )
+    if (checkpoint.folder / _GENERATION).is_file():
+        shutil.copyfile(checkpoint.folder / _GENERATION, folder / _GENERATION)
+    names = (*_SAVED, _GENERATION)
+    return tuple(name for name in names if (folder / name).is_file())
