@@ -1,1 +1,7 @@
-"""Cleave: a compiler-runtime for LLMs, cut at attention."""
+"""Cleave: a compiler-runtime for LLMs. The model is cut at attention; the rest is compiled ahead of time."""
+
+from cleave.errors import CleaveError
+from cleave.runtime.llm import LLM
+from cleave.runtime.request import Chunk, Completion, SamplingParams
+
+__all__ = ["LLM", "Chunk", "CleaveError", "Completion", "SamplingParams"]

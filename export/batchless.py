@@ -231,7 +231,7 @@ def _mask(nodes: _Nodes, window: int | None) -> str:
     context = nodes.op("context_length", "Shape", "context_slots")
     before = nodes.op("before_context", "Sub", last, context)
     count = nodes.op("context_count", "Squeeze", context)
-    zero, step = nodes.constant("zero", np.array(0)), nodes.constant("step", np.array(1))
+    zero, step = nodes.constant("zero", np.array(0, np.int64)), nodes.constant("step", np.array(1, np.int64))
     offsets = nodes.op("context_offsets", "Range", zero, count, step)
     first = nodes.op("context_start", "Add", before, one)
     key_positions = nodes.op("key_positions", "Add", offsets, first)

@@ -1,0 +1,53 @@
+"""The `cleave` command: one verb a room, and one way to end for all errors."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from cleave.errors import CleaveError
+from cleave.export.cli import export
+from cleave.runtime.cli import run
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+def application() -> typer.Typer:
+    """The command with all its verbs."""
+    app = typer.Typer(
+        name="cleave",
+        help="A compiler-runtime for LLMs: the model is cut at attention, the rest is compiled ahead of time.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    app.command()(export)
+    app.command()(run)
+    return app
+
+
+def single(verb: Callable[..., Any]) -> typer.Typer:
+    """A command that is one verb, for the scripts."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(verb)
+    return app
+
+
+def main(app: typer.Typer | None = None) -> None:
+    """Run a command: errors that a user can mend are one sentence and exit code 2."""
+    try:
+        (app or application())()
+    except CleaveError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(USAGE_ERROR)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

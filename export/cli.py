@@ -1,0 +1,103 @@
+"""`cleave export`: the command line of the export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from cleave.errors import ExportError, MissingPackage
+from cleave.export.manifest import DTYPES, PARTS, Manifest
+
+
+def export(
+    model: Annotated[str, typer.Option("--model", help="Model directory or Hugging Face hub id.")],
+    output_dir: Annotated[
+        Path | None, typer.Option("--output_dir", help="Folder of the artifact, for example model_files/x.")
+    ] = None,
+    parts: Annotated[
+        list[str] | None,
+        typer.Option("--export", help=f"Part to export, repeatable: {', '.join(PARTS)}. Default: all."),
+    ] = None,
+    num_layers: Annotated[
+        int | None, typer.Option("--num_layers", help="Take only the first layers.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help=f"{', '.join(DTYPES)}. Default: the checkpoint's.")
+    ] = None,
+    device: Annotated[
+        str, typer.Option("--device", help="Where --test and the check run: cpu, cuda.")
+    ] = "cpu",
+    check: Annotated[
+        bool, typer.Option("--check/--no_check", help="Compare the graphs with transformers.")
+    ] = True,
+    test: Annotated[
+        bool, typer.Option("--test", help="Export nothing; let plain transformers continue --input.")
+    ] = False,
+    text: Annotated[str, typer.Option("--input", help="Prompt for --test.")] = "San Francisco is a",
+    max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", help="For --test.")] = 64,
+) -> None:
+    """Cut a checkpoint at attention and write the artifact."""
+    try:
+        import onnxscript  # noqa: F401
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise MissingPackage(error.name or "torch", "export", "`cleave export`") from None
+    if test:
+        from cleave.export.plain import continue_text
+
+        typer.echo(continue_text(model, text, max_new_tokens, num_layers, dtype, device))
+        return
+    if output_dir is None:
+        raise ExportError("--output_dir is missing; give a folder for the artifact, such as model_files/x")
+    from cleave.export.exporter import ExportRequest
+    from cleave.export.exporter import export as run
+
+    request = ExportRequest(
+        model, output_dir, tuple(parts or PARTS), num_layers, dtype, device=device, check=check
+    )
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
+        manifest = run(request, _Bars(progress).report)
+    _summary(console, output_dir, manifest)
+
+
+class _Bars:
+    """One bar for each kind of work."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+
+    def report(self, what: str, done: int, total: int) -> None:
+        """See `cleave.export.exporter.Report`."""
+        if what not in self._tasks:
+            self._tasks[what] = self._progress.add_task(what, total=total)
+        self._progress.update(self._tasks[what], completed=done, total=total)
+
+
+def _summary(console: Console, output_dir: Path, manifest: Manifest) -> None:
+    size = sum(file.bytes for file in manifest.files.values())
+    console.print(
+        f"{output_dir}: {manifest.architecture}, {manifest.num_layers} layers, {manifest.dtype}, "
+        f"{size / 2**20:.1f} MiB",
+        highlight=False,
+        soft_wrap=True,
+    )
+    check: dict[str, Any] = manifest.check
+    if "relative_error" in check:
+        console.print(
+            f"checked against transformers on {check['tokens']} tokens: relative error of the logits "
+            f"{check['relative_error']:.1e}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    elif "skipped" in check:
+        console.print(f"not checked: {check['skipped']}", highlight=False, soft_wrap=True)
+    if manifest.missing_parts:
+        console.print(f"still missing: {', '.join(manifest.missing_parts)}", highlight=False, soft_wrap=True)

@@ -1,0 +1,17 @@
+"""How many pages of the KV cache fit a given memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cleave.kvcache.spec import AttentionSpec
+
+
+def page_bytes(specs: Sequence[AttentionSpec], page_size: int, item_bytes: int) -> int:
+    """Bytes of one page in all layers: k and v of `page_size` tokens, `item_bytes` a value."""
+    return sum(2 * spec.kv_size for spec in specs) * page_size * item_bytes
+
+
+def pages_for(tokens: int, page_size: int) -> int:
+    """Pages that `tokens` tokens of one sequence take."""
+    return -(-tokens // page_size)

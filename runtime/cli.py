@@ -1,0 +1,93 @@
+"""`cleave run`: the command line of generation."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+from cleave.runtime.llm import LLM
+from cleave.runtime.request import Completion, SamplingParams
+
+
+def run(
+    model: Annotated[Path, typer.Option("--model", help="Folder of the artifact.")],
+    prompts: Annotated[
+        list[str] | None, typer.Option("--input", help="Prompt, repeatable: all run as one batch.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", help="Most tokens to generate.")] = 64,
+    engine: Annotated[
+        str | None, typer.Option("--engine", help="Engine kind. Default: the best that runs here.")
+    ] = None,
+    attention: Annotated[
+        str, typer.Option("--attention", help="Attention backend: cpu, onnx, reference.")
+    ] = "cpu",
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore_eos", help="Go on after an end-of-sequence token.")
+    ] = False,
+    threads: Annotated[
+        int | None, typer.Option("--threads", help="CPU threads. Default: the physical cores.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each prompt.")] = False,
+) -> None:
+    """Continue prompts with an artifact."""
+    texts = prompts or ["San Francisco is a"]
+    params = SamplingParams(max_tokens=max_new_tokens, ignore_eos=ignore_eos)
+    with _load(model, engine, attention, threads) as llm:
+        began = time.perf_counter()
+        if len(texts) == 1 and not as_json:
+            tokens = _stream(llm, texts[0], params)
+        else:
+            completions = llm.generate(texts, params)
+            for text, completion in zip(texts, completions, strict=True):
+                typer.echo(_json(completion) if as_json else text + completion.text)
+            tokens = sum(len(completion.token_ids) for completion in completions)
+        seconds = time.perf_counter() - began
+    Console(stderr=True).print(
+        f"{tokens} tokens in {seconds:.2f} s: {tokens / seconds:.0f} tokens/s "
+        f"(prompts included; batch of {len(texts)}, engine {llm.model.engine.kind})",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _load(model: Path, engine: str | None, attention: str, threads: int | None) -> LLM:
+    columns = (TextColumn("checking {task.description}"), BarColumn(), DownloadColumn(binary_units=True))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("")
+
+        def report(name: str, done: int, total: int) -> None:
+            progress.update(task, description=name, completed=done, total=total)
+
+        return LLM(model, engine, attention=attention, threads=threads, progress=report)
+
+
+def _stream(llm: LLM, text: str, params: SamplingParams) -> int:
+    """Print the prompt and then the answer as it comes; gives back the number of tokens."""
+    sys.stdout.write(text)
+    count = 0
+    for chunk in llm.stream(text, params):
+        sys.stdout.write(chunk.text)
+        sys.stdout.flush()
+        count += len(chunk.token_ids)
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    return count
+
+
+def _json(completion: Completion) -> str:
+    return json.dumps(
+        {
+            "prompt": completion.prompt,
+            "text": completion.text,
+            "token_ids": completion.token_ids,
+            "finish_reason": completion.finish_reason,
+        },
+        ensure_ascii=False,
+    )

@@ -1,0 +1,212 @@
+"""The engine kind `onnxruntime`: one session for each piece, on the CPU.
+
+The pieces run one after the other over buffers that are bound once; between two of them the attention
+server gets views of those buffers. Nothing is copied.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+import psutil
+
+from cleave.errors import EngineError
+from cleave.export.artifact import WEIGHTS, Artifact
+from cleave.export.pieces import ATTENTION, Piece, cut, widen
+from cleave.runtime.engines.engine import Attention, EngineOptions
+
+_BINDINGS_KEPT = 64
+_Array = npt.NDArray[Any]
+
+
+class OnnxRuntimeEngine:
+    """See `cleave.runtime.engines.engine.Engine`."""
+
+    kind = "onnxruntime"
+
+    def __init__(self, artifact: Artifact, options: EngineOptions) -> None:
+        """Build the sessions. float16 and bfloat16 artifacts are widened to float32."""
+        manifest = artifact.manifest
+        self.notes: tuple[str, ...] = ()
+        if manifest.dtype != "float32":
+            self.notes = (f"{manifest.dtype} weights are widened to float32: the CPU computes in float32",)
+        self._layers = manifest.num_layers
+        self._embedding = artifact.embedding()
+        self._scale = np.float32(manifest.embedding_scale)
+        threads = options.threads or psutil.cpu_count(logical=False) or 1
+        _share_one_arena()
+        pieces = cut(artifact.batchful_graph())
+        self._sessions = []
+        self._kept: list[_Array] = []
+        for piece in pieces:
+            session, kept = _session(piece, artifact, threads)
+            self._sessions.append(session)
+            self._kept += kept
+        self._buffers = _Buffers(pieces, options.max_tokens, manifest.vocab_size)
+        self._steps: OrderedDict[tuple[int, int], _BoundStep] = OrderedDict()
+
+    def run(self, token_ids: _Array, logit_rows: _Array, attention: Attention) -> _Array:
+        """See `Engine.run`."""
+        step = self._bound(len(token_ids), len(logit_rows))
+        step.embeds[:] = self._embedding[token_ids]
+        if self._scale != 1:
+            step.embeds *= self._scale
+        step.logit_rows[:] = logit_rows
+        for layer in range(self._layers):
+            self._sessions[layer].run_with_iobinding(step.bindings[layer])
+            attention.run(layer, step.q, step.k, step.v, step.attention)
+        self._sessions[-1].run_with_iobinding(step.bindings[-1])
+        return step.logits
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._steps.clear()
+        self._sessions.clear()
+        self._kept.clear()
+
+    def _bound(self, tokens: int, rows: int) -> _BoundStep:
+        """The buffers of a step of this size, bound to every session: made once, kept while in use."""
+        key = (tokens, rows)
+        step = self._steps.get(key)
+        if step is None:
+            if self._buffers.grow(rows):
+                self._steps.clear()  # they are bound to the buffers before
+            step = self._buffers.bind(tokens, rows, self._sessions)
+            self._steps[key] = step
+            if len(self._steps) > _BINDINGS_KEPT:
+                self._steps.popitem(last=False)
+        self._steps.move_to_end(key)
+        return step
+
+
+@dataclass(slots=True)
+class _BoundStep:
+    """The first rows of every buffer, and one binding for each session."""
+
+    embeds: _Array
+    q: _Array
+    k: _Array
+    v: _Array
+    attention: _Array
+    logit_rows: _Array
+    logits: _Array
+    bindings: list[ort.IOBinding]
+
+
+class _Buffers:
+    """The activations of the largest step, and which of them each piece reads and writes."""
+
+    def __init__(self, pieces: list[Piece], max_tokens: int, vocab: int) -> None:
+        self._vocab = vocab
+        self._wires: list[tuple[dict[str, str], dict[str, str]]] = []
+        widths: dict[str, int] = {}
+        carried: dict[str, str] = {}
+        for index, piece in enumerate(pieces):
+            inputs = {name: carried.get(name, name) for name in piece.inputs}
+            # A carry is read and written by the same piece, so it alternates between two buffers.
+            outputs = {
+                name: f"{name}/{index % 2}" if name in piece.hands_on.values() else name
+                for name in piece.outputs
+            }
+            if index and not set(piece.hands_on.values()) <= set(piece.outputs):
+                raise EngineError(
+                    "a middle piece hands on what it did not compute; this engine cannot run it"
+                )
+            here = inputs | outputs
+            carried = {name: here[source] for name, source in piece.hands_on.items()}
+            self._wires.append((inputs, outputs))
+            for value in (*piece.model.graph.input, *piece.model.graph.output):
+                dims = value.type.tensor_type.shape.dim
+                if value.name in here and len(dims) == 2:
+                    widths[here[value.name]] = dims[1].dim_value
+        del widths["logits"]
+        self._arrays: dict[str, _Array] = {
+            name: np.empty((max_tokens, width), np.float32) for name, width in widths.items()
+        }
+        self._logits = np.empty((0, vocab), np.float32)
+
+    def grow(self, rows: int) -> bool:
+        """Make room for the logits of `rows` rows; True where that took new memory."""
+        if rows <= len(self._logits):
+            return False
+        self._logits = np.empty((rows, self._vocab), np.float32)
+        return True
+
+    def bind(self, tokens: int, rows: int, sessions: list[ort.InferenceSession]) -> _BoundStep:
+        """Bind the first `tokens` rows of the activations, and `rows` of the logits, to all sessions."""
+        arrays = {name: array[:tokens] for name, array in self._arrays.items()}
+        arrays["logit_rows"] = np.empty(rows, np.int64)
+        arrays["logits"] = self._logits[:rows]
+        values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
+        bindings = []
+        for session, (inputs, outputs) in zip(sessions, self._wires, strict=True):
+            binding = session.io_binding()
+            for name, buffer in inputs.items():
+                binding.bind_ortvalue_input(name, values[buffer])
+            for name, buffer in outputs.items():
+                binding.bind_ortvalue_output(name, values[buffer])
+            bindings.append(binding)
+        return _BoundStep(
+            embeds=arrays["inputs_embeds"],
+            q=arrays["q"],
+            k=arrays["k"],
+            v=arrays["v"],
+            attention=arrays[ATTENTION],
+            logit_rows=arrays["logit_rows"],
+            logits=arrays["logits"],
+            bindings=bindings,
+        )
+
+
+def _session(piece: Piece, artifact: Artifact, threads: int) -> tuple[ort.InferenceSession, list[_Array]]:
+    """A session with the piece's weights as initializers, which ONNX Runtime packs on loading.
+
+    Packed weights make a row's result independent of the other rows; weights given as inputs do not.
+    Returns also the arrays that must outlive the session: matrices are copied by the packing.
+    """
+    model = widen(piece.model)
+    graph = model.graph
+    arrays = {
+        name: np.ascontiguousarray(artifact.weight(tensor), np.float32)
+        for name, tensor in piece.weights.items()
+    }
+    for value in [value for value in graph.input if value.name in arrays]:
+        graph.input.remove(value)
+        graph.initializer.append(_placeholder(value.name, arrays[value.name]))
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # One pool for each piece: pools that spin would take the processor from each other.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    options.add_external_initializers(
+        list(arrays), [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
+    )
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session, [array for array in arrays.values() if array.ndim < 2]
+
+
+def _placeholder(name: str, array: _Array) -> onnx.TensorProto:
+    """An initializer without data; the session gets the data as an OrtValue under the same name."""
+    tensor = onnx.TensorProto(
+        name=name,
+        data_type=onnx.TensorProto.FLOAT,
+        dims=array.shape,
+        data_location=onnx.TensorProto.EXTERNAL,
+    )
+    for key, value in (("location", WEIGHTS), ("offset", "0"), ("length", str(array.nbytes))):
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
+def _share_one_arena() -> None:
+    """Let all sessions share one arena: one for each piece would keep the memory of its largest step."""
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, None)

@@ -1,0 +1,158 @@
+"""A loaded model: artifact, engine, attention server and tokenizer, and the limits they set."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from cleave.errors import EngineError, RequestError
+from cleave.export.artifact import Artifact, Progress, load_graph
+from cleave.export.pieces import widen
+from cleave.kvcache.budget import page_bytes, pages_for
+from cleave.kvcache.server import AttentionServer
+from cleave.runtime.engines.engine import Engine, EngineOptions, create_engine
+from cleave.runtime.request import Prompt, SamplingParams
+from cleave.runtime.sequence import Sequence
+from cleave.runtime.tokenizer import Tokenizer
+
+_log = logging.getLogger("cleave")
+_MEMORY_SHARE = 0.25
+_ITEM_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """How a model is loaded. None means: what suits the artifact and this machine."""
+
+    engine: str | None = None
+    attention: str = "cpu"
+    """Attention backend: "cpu", "onnx" or "reference"."""
+    max_model_len: int | None = None
+    """Longest sequence, prompt and answer together; None: the model's context."""
+    kv_cache_bytes: int | None = None
+    """Memory for the KV cache; None: what `max_sequences` of the longest need, but at most a quarter of
+    the free memory."""
+    max_tokens_per_step: int = 512
+    max_sequences: int = 64
+    """Most requests that run at once; more wait."""
+    page_size: int = 16
+    threads: int | None = None
+    verify: bool = True
+    """Compare the artifact's files with their SHA-256 first."""
+
+    def __post_init__(self) -> None:
+        """Raises EngineError for values that are not allowed."""
+        for name in ("max_model_len", "kv_cache_bytes", "max_tokens_per_step", "max_sequences", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise EngineError(f"{name} is {value}; it must be at least 1")
+
+
+class Model:
+    """An artifact, ready to run on this machine."""
+
+    def __init__(self, folder: str | Path, options: ModelOptions, progress: Progress | None = None) -> None:
+        """Load an artifact. Raises ArtifactError, EngineError, AttentionError or MissingPackage."""
+        artifact = Artifact.open(folder, verify=options.verify, progress=progress)
+        manifest = artifact.manifest
+        self.options = options
+        self.max_length = self._bounded_length(manifest.max_position)
+        self.tokenizer = Tokenizer(artifact.tokenizer_file, manifest.vocab_size)
+        self.eos_token_ids = artifact.eos_token_ids
+        rows = min(options.max_tokens_per_step, options.max_sequences * self.max_length)
+        engine_options = EngineOptions(max_tokens=rows, threads=options.threads)
+        self.engine: Engine = create_engine(options.engine, artifact, engine_options)
+        for note in self.engine.notes:
+            _log.warning("%s", note)
+        self.page_bytes = page_bytes(manifest.layer_specs, options.page_size, _ITEM_BYTES)
+        backend_options: dict[str, object] = {}
+        if options.attention == "onnx":
+            backend_options["graphs"] = _wide_graphs(artifact)
+        if options.attention != "reference":
+            backend_options["threads"] = options.threads
+        self.attention = AttentionServer(
+            manifest.layer_specs,
+            backend=options.attention,
+            num_pages=self._pages(),
+            page_size=options.page_size,
+            max_position=self.max_length,
+            max_tokens=rows,
+            **backend_options,
+        )
+        self.max_tokens_per_step = rows
+
+    def sequence(self, identifier: int, prompt: Prompt, params: SamplingParams) -> Sequence:
+        """A sequence for a prompt, given as text or as token ids.
+
+        Raises RequestError for a prompt that is empty, too long for the context or for the KV cache, or
+        has ids out of the vocabulary: before anything is spent on it.
+        """
+        tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else self.tokenizer.check(prompt)
+        if not prompt or not tokens:
+            raise RequestError("the prompt is empty; give at least one token")
+        room = self.max_length - len(tokens)
+        if room < 1:
+            raise RequestError(
+                f"the prompt has {len(tokens)} tokens; the context of {self.max_length} leaves room for at "
+                f"most {self.max_length - 1} and one generated token"
+            )
+        max_tokens = room if params.max_tokens is None else min(room, params.max_tokens)
+        stored = len(tokens) + max_tokens - 1
+        needed = pages_for(stored, self.options.page_size)
+        if needed > self.attention.num_pages:
+            raise RequestError(
+                f"the request may grow to {stored} cached tokens, which need "
+                f"{_mib(needed * self.page_bytes)} of KV cache; there are "
+                f"{_mib(self.attention.num_pages * self.page_bytes)}: lower max_tokens to "
+                f"{self.attention.num_pages * self.options.page_size - len(tokens) + 1} or less, "
+                "or raise kv_cache_bytes"
+            )
+        stops = frozenset[int]() if params.ignore_eos else self.eos_token_ids
+        return Sequence(identifier, tokens, max_tokens, stops)
+
+    def close(self) -> None:
+        """Give back memory and threads."""
+        self.engine.close()
+        self.attention.close()
+
+    def _bounded_length(self, context: int) -> int:
+        asked = self.options.max_model_len
+        if asked is not None and asked > context:
+            raise EngineError(f"max_model_len is {asked}; the model's context has {context} tokens")
+        return asked or context
+
+    def _pages(self) -> int:
+        """Raises EngineError where not even one page fits."""
+        options = self.options
+        wanted = options.max_sequences * pages_for(self.max_length, options.page_size)
+        if options.kv_cache_bytes is not None:
+            pages = min(wanted, options.kv_cache_bytes // self.page_bytes)
+            if pages < 1:
+                raise EngineError(
+                    f"kv_cache_bytes is {options.kv_cache_bytes}; "
+                    f"one page of {options.page_size} tokens needs {self.page_bytes}"
+                )
+            return pages
+        free = int(psutil.virtual_memory().available * _MEMORY_SHARE)
+        if free < self.page_bytes:
+            raise EngineError(
+                f"a quarter of the free memory is {_mib(free)}, and one page of the KV cache needs "
+                f"{_mib(self.page_bytes)}; free some memory or set kv_cache_bytes"
+            )
+        return min(wanted, free // self.page_bytes)
+
+
+def _wide_graphs(artifact: Artifact) -> list[tuple[bytes, bytes]]:
+    """The artifact's batchless graphs in float32, which is what the CPU engines hand over."""
+    wide: dict[Path, bytes] = {}
+    pairs = artifact.batchless_graphs()
+    for path in {path for pair in pairs for path in pair}:
+        wide[path] = widen(load_graph(path)).SerializeToString()
+    return [(wide[prefill], wide[decode]) for prefill, decode in pairs]
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB"

@@ -1,0 +1,59 @@
+"""What a user asks for, and what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from cleave.errors import RequestError
+
+FinishReason = Literal["stop", "length"]
+Prompt = str | Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen, and when to stop. Decoding is greedy: the likeliest token."""
+
+    temperature: float = 0.0
+    max_tokens: int | None = None
+    """Most tokens to generate; None: until the model stops or its context is full."""
+    ignore_eos: bool = False
+    """Go on after an end-of-sequence token."""
+
+    def __post_init__(self) -> None:
+        """Raises RequestError for values that are not allowed."""
+        if self.temperature != 0:
+            raise RequestError(
+                f"temperature is {self.temperature}; only greedy decoding is there: temperature=0"
+            )
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise RequestError(
+                f"max_tokens is {self.max_tokens}; it must be at least 1, or None for no limit"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The answer to one prompt."""
+
+    prompt: str | None
+    """None where the prompt was given as token ids."""
+    prompt_token_ids: tuple[int, ...]
+    text: str
+    """What follows the prompt; special tokens are left out."""
+    token_ids: tuple[int, ...]
+    """Every generated token, the end-of-sequence token included."""
+    finish_reason: FinishReason
+    """"stop": the model ended it; "length": max_tokens or the context did."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a streamed answer; the texts of all chunks joined are the whole text."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None
+    """None in every chunk but the last."""

@@ -1,0 +1,58 @@
+"""Fixtures that all rooms share: checkpoints and artifacts, made once a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from checkpoints import VARIANTS, make_checkpoint
+
+from cleave.export.exporter import ExportRequest, export
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The random checkpoint of a variant of `checkpoints.VARIANTS`. Read it, do not change it."""
+    made: dict[str, Path] = {}
+
+    def get(variant: str) -> Path:
+        if variant not in made:
+            family, changes = VARIANTS[variant]
+            made[variant] = make_checkpoint(tmp_path_factory.mktemp(variant), family, **changes)
+        return made[variant]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def artifact(
+    checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """The artifact of a variant. Read it, do not change it."""
+    made: dict[str, Path] = {}
+
+    def get(variant: str) -> Path:
+        if variant not in made:
+            folder = tmp_path_factory.mktemp(f"{variant}_artifact")
+            export(ExportRequest(str(checkpoint(variant)), folder, check=False))
+            made[variant] = folder
+        return made[variant]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def demo_checkpoint() -> Path:
+    """The bundled demo checkpoint."""
+    return REPOSITORY / "model_files" / "demo"
+
+
+@pytest.fixture(scope="session")
+def demo_artifact(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo checkpoint's artifact."""
+    folder = tmp_path_factory.mktemp("demo_artifact")
+    export(ExportRequest(str(demo_checkpoint), folder, check=False))
+    return folder
