@@ -58,6 +58,7 @@ class Model:
         """Load an artifact. Raises ArtifactError, EngineError, AttentionError or MissingPackage."""
         artifact = Artifact.open(folder, verify=options.verify, progress=progress)
         manifest = artifact.manifest
+        self.folder = artifact.folder
         self.options = options
         self.max_length = self._bounded_length(manifest.max_position)
         self.tokenizer = Tokenizer(artifact.tokenizer_file, manifest.vocab_size)
