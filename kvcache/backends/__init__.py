@@ -1,0 +1,1 @@
+"""The attention backends, one a file; `cleave.kvcache.backend` finds them by name."""

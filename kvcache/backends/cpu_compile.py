@@ -1,0 +1,34 @@
+"""How the functions of the `cpu` backend are compiled: by numba, for one set of types, kept on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+
+Function = Callable[..., Any]
+
+
+def part(function: Function) -> Function:
+    """A part of a `whole` function, compiled with it."""
+    compiled: Function = numba.njit(function, nogil=True, error_model="numpy")
+    return compiled
+
+
+def whole(signature: str) -> Callable[[Function], Function]:
+    """Compile for these types only, to run without the GIL, and keep the code for later processes.
+
+    numba keeps it beside the source file or, where that is read-only, in the user's cache folder.
+    """
+
+    def compile_whole(function: Function) -> Function:
+        compiled: Function
+        try:
+            compiled = numba.njit(signature, nogil=True, error_model="numpy", cache=True)(function)
+        except RuntimeError:
+            # Neither place can be written: compile in each process.
+            compiled = numba.njit(signature, nogil=True, error_model="numpy")(function)
+        return compiled
+
+    return compile_whole
