@@ -8,12 +8,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from cleave.errors import RequestError
 from cleave.export.artifact import Progress
 from cleave.runtime.detokenizer import Detokenizer
 from cleave.runtime.model import Model, ModelOptions
 from cleave.runtime.request import Chunk, Completion, Prompt, SamplingParams
 from cleave.runtime.scheduler import Scheduler
 from cleave.runtime.sequence import Sequence as TokenSequence
+from cleave.runtime.step import StepOutcome
 from cleave.runtime.stepper import Stepper
 
 
@@ -26,18 +28,25 @@ class _Request:
     detokenizer: Detokenizer
     text: str = ""
     reported: int = 0
+    is_over: bool = False
 
     def advance(self) -> Chunk | None:
-        """Take in what the last step generated; gives back what to stream, None where nothing is certain."""
-        new = self.sequence.output[self.reported :]
-        if not new:
+        """Take in what the last step generated; gives back what to stream, None where there is nothing.
+
+        The chunk with the finish reason comes once.
+        """
+        sequence = self.sequence
+        new = sequence.output[self.reported :]
+        ends = sequence.finish_reason is not None and not self.is_over
+        if not new and not ends:
             return None
-        self.reported = len(self.sequence.output)
+        self.reported = len(sequence.output)
         text = self.detokenizer.push(new)
-        if self.sequence.finish_reason is not None:
+        if ends:
+            self.is_over = True
             text += self.detokenizer.finish()
         self.text += text
-        return Chunk(text, tuple(new), self.sequence.finish_reason)
+        return Chunk(text, tuple(new), sequence.finish_reason, sequence.error)
 
 
 class LLM:
@@ -63,13 +72,11 @@ class LLM:
         """
         self._model = Model(artifact, ModelOptions(engine=engine, **options), progress)
         self._scheduler = Scheduler(
+            self._model.attention.pages,
             max_tokens=self._model.max_tokens_per_step,
             max_sequences=self._model.options.max_sequences,
-            num_pages=self._model.attention.num_pages,
-            page_size=self._model.options.page_size,
         )
         self._stepper = Stepper(self._model.engine, self._model.attention)
-        self._requests: dict[int, _Request] = {}
         self._next = 0
 
     @property
@@ -78,14 +85,21 @@ class LLM:
         return self._model
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        priority: int = 0,
     ) -> list[Completion]:
         """Answer all prompts in one batch; the answers come in the order of the prompts.
 
-        A prompt is text or a list of token ids. Raises RequestError before anything runs if one of
-        the prompts is not allowed.
+        A prompt is text or a list of token ids; `params` is for all of them, or one for each. Of requests that run at the same time, those with a
+        lower `priority` are more urgent. A request that makes the engine fail has the finish_reason
+        "error", and the others are answered. Raises RequestError before anything runs if one of the
+        prompts is not allowed.
         """
-        requests = self._submit(_as_list(prompts), params or SamplingParams())
+        listed = _as_list(prompts)
+        requests = self._submit(listed, _one_for_each(params, len(listed)), priority)
         try:
             while any(request.sequence.finish_reason is None for request in requests):
                 self._step()
@@ -95,13 +109,17 @@ class LLM:
             self._forget(requests)
         return [_completion(request) for request in requests]
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
-        """Answer one prompt piece by piece. Leaving the iterator early gives its pages back."""
-        requests = self._submit([prompt], params or SamplingParams())
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0
+    ) -> Iterator[Chunk]:
+        """Answer one prompt piece by piece. Leaving the iterator early calls the request off."""
+        requests = self._submit([prompt], [params or SamplingParams()], priority)
+        request = requests[0]
         try:
-            while requests[0].sequence.finish_reason is None:
-                self._step()
-                chunk = requests[0].advance()
+            while not request.is_over:
+                if request.sequence.finish_reason is None:
+                    self._step()
+                chunk = request.advance()
                 if chunk is not None:
                     yield chunk
         finally:
@@ -119,32 +137,32 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _submit(self, prompts: list[Prompt], params: SamplingParams) -> list[_Request]:
+    def _submit(
+        self, prompts: list[Prompt], params: Sequence[SamplingParams], priority: int
+    ) -> list[_Request]:
         requests = []
-        for offset, prompt in enumerate(prompts):
-            sequence = self._model.sequence(self._next + offset, prompt, params)
+        for offset, (prompt, wanted) in enumerate(zip(prompts, params, strict=True)):
+            sequence = self._model.sequence(self._next + offset, prompt, wanted, priority)
             requests.append(_Request(prompt, sequence, Detokenizer(self._model.tokenizer, sequence.prompt)))
         self._next += len(prompts)
         for request in requests:
-            self._requests[request.sequence.id] = request
             self._scheduler.add(request.sequence)
         return requests
 
     def _step(self) -> None:
-        for sequence in self._scheduler.admit():
-            self._model.attention.open(sequence.id)
         step = self._scheduler.schedule()
-        for sequence in self._scheduler.commit(step, self._stepper.run(step)):
-            self._model.attention.close(sequence.id)
+        if not step:
+            raise RuntimeError("the scheduler has nothing to run, and requests are waiting")
+        outcome = StepOutcome()
+        try:
+            self._stepper.run(step, outcome)
+        finally:
+            self._scheduler.commit(outcome)
 
     def _forget(self, requests: list[_Request]) -> None:
-        """Drop requests, finished or not."""
+        """Call off those that have not ended."""
         for request in requests:
-            if request.sequence.finish_reason is None:
-                running = self._scheduler.abort(request.sequence)
-                if running:
-                    self._model.attention.close(request.sequence.id)
-            del self._requests[request.sequence.id]
+            self._scheduler.abort(request.sequence)
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
@@ -153,6 +171,16 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if prompts and all(isinstance(item, int) for item in prompts):
         return [prompts]  # type: ignore[list-item]
     return list(prompts)  # type: ignore[arg-type]
+
+
+def _one_for_each(
+    params: SamplingParams | Sequence[SamplingParams] | None, prompts: int
+) -> Sequence[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * prompts
+    if len(params) != prompts:
+        raise RequestError(f"there are {prompts} prompts and {len(params)} params; give one for each, or one")
+    return params
 
 
 def _completion(request: _Request) -> Completion:
@@ -165,4 +193,7 @@ def _completion(request: _Request) -> Completion:
         text=request.text,
         token_ids=tuple(sequence.output),
         finish_reason=sequence.finish_reason,
+        error=sequence.error,
+        cached_tokens=min(sequence.found or 0, len(sequence.prompt)),
+        preemptions=sequence.preemptions,
     )

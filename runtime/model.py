@@ -12,6 +12,7 @@ from cleave.errors import EngineError, RequestError
 from cleave.export.artifact import Artifact, Progress, load_graph
 from cleave.export.pieces import widen
 from cleave.kvcache.budget import page_bytes, pages_for
+from cleave.kvcache.keys import PageKeys
 from cleave.kvcache.server import AttentionServer
 from cleave.runtime.engines.engine import Engine, EngineOptions, create_engine
 from cleave.runtime.request import Prompt, SamplingParams
@@ -39,6 +40,9 @@ class ModelOptions:
     max_sequences: int = 64
     """Most requests that run at once; more wait."""
     page_size: int = 16
+    """Tokens of a page."""
+    prefix_cache: bool = True
+    """Keep full pages, and use them again for requests that begin alike."""
     threads: int | None = None
     verify: bool = True
     """Compare the artifact's files with their SHA-256 first."""
@@ -85,7 +89,9 @@ class Model:
         )
         self.max_tokens_per_step = rows
 
-    def sequence(self, identifier: int, prompt: Prompt, params: SamplingParams) -> Sequence:
+    def sequence(
+        self, identifier: int, prompt: Prompt, params: SamplingParams, priority: int = 0
+    ) -> Sequence:
         """A sequence for a prompt, given as text or as token ids.
 
         Raises RequestError for a prompt that is empty, too long for the context or for the KV cache, or
@@ -112,12 +118,13 @@ class Model:
                 "or raise kv_cache_bytes"
             )
         stops = frozenset[int]() if params.ignore_eos else self.eos_token_ids
-        return Sequence(identifier, tokens, max_tokens, stops)
+        keys = PageKeys(self.options.page_size) if self.options.prefix_cache else None
+        return Sequence(identifier, tokens, max_tokens, stops, priority, keys)
 
     def close(self) -> None:
         """Give back memory and threads."""
         self.engine.close()
-        self.attention.close()
+        self.attention.shutdown()
 
     def _bounded_length(self, context: int) -> int:
         asked = self.options.max_model_len

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from cleave.errors import RequestError
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "abort", "error"]
+"""How a request ended: the model stopped; max_tokens or the context is reached; it was called off;
+it made a step fail. Each request ends in exactly one of them."""
+
 Prompt = str | Sequence[int]
 
 
@@ -46,7 +49,13 @@ class Completion:
     token_ids: tuple[int, ...]
     """Every generated token, the end-of-sequence token included."""
     finish_reason: FinishReason
-    """"stop": the model ended it; "length": max_tokens or the context did."""
+    """"stop": the model ended it; "length": max_tokens or the context did; "error": see `error`."""
+    error: str | None = None
+    """Why it failed, where finish_reason is "error"; text and token_ids are what came before."""
+    cached_tokens: int = field(default=0, compare=False)
+    """Tokens of the prompt that the prefix cache had; they cost nothing, and change nothing."""
+    preemptions: int = field(default=0, compare=False)
+    """How often its pages were taken for a more urgent request, to be computed again later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +66,5 @@ class Chunk:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
     """None in every chunk but the last."""
+    error: str | None = None
+    """Why it failed, in a last chunk with the finish_reason "error"."""

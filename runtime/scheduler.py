@@ -3,109 +3,279 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from cleave.errors import RequestError
 from cleave.kvcache.budget import pages_for
+from cleave.kvcache.page_manager import PageManager
+from cleave.runtime.queue import UrgencyQueue
 from cleave.runtime.sequence import Sequence
+from cleave.runtime.step import ScheduledChunk, Step, StepOutcome
+
+PLACES_PER_PRIORITY = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledChunk:
-    """Tokens `start:start + count` of a sequence. If they reach its end, the step yields its next token."""
+@dataclass(slots=True)
+class _Draft:
+    """A step being put together."""
 
-    sequence: Sequence
-    start: int
-    count: int
-
-    @property
-    def samples(self) -> bool:
-        """Whether the logits of the last token are wanted."""
-        return self.start + self.count == self.sequence.length
-
-
-Step = tuple[ScheduledChunk, ...]
+    budget: int
+    """Tokens that it can still take."""
+    room: int
+    """Available pages that it has not promised."""
+    outstanding: int
+    """Pages that the running sequences lack for the tokens they have, promised ones included."""
+    chunks: dict[int, ScheduledChunk] = field(default_factory=dict)
 
 
 class Scheduler:
-    """Decides; runs nothing, reads no clock, starts no thread. The same calls give the same steps.
+    """Decides; runs nothing, does no I/O, reads no clock, starts no thread. The same calls give the
+    same steps.
 
-    Policy: first come, first served. Each step takes one token of every sequence that is decoding, then
-    as much of the oldest prompts as the token budget leaves: a long prompt runs in chunks and never
-    stalls the others. A request is admitted once the pages that it may need at its longest are free of
-    others' claims, so a running sequence never lacks a page.
+    **Order.** First come, first served, with priorities: a lower `priority` is more urgent, and each
+    level is worth `places_per_priority` places in the queue. So there is one total order, fixed when a
+    request arrives, and only so many later requests can pass an earlier one: nobody starves.
+
+    **Step.** One token of every sequence that is decoding comes first, so that a long prompt never
+    stalls the others; then prompts, the most urgent first, in chunks that fill the token budget.
+
+    **Admission.** The most urgent waiting sequence is admitted when pages are available for all of its
+    tokens, for those that running sequences still lack, and one more for each running sequence. Nothing
+    is held back for what it may grow to. Nobody passes it meanwhile. Where it is more urgent than running
+    sequences, and their pages or their place would do, they are preempted for it.
+
+    **Preemption.** Where a running sequence lacks a page, the least urgent one (of equals the newest)
+    gives all of its pages back and waits, in its old place, to be computed again; much of it is usually
+    still in the prefix cache.
+
+    The most urgent unfinished sequence is in every step: it can take the pages of all others, and `add`
+    refuses what would not fit alone. So something always moves on, and a sequence that was preempted
+    comes back as soon as it is the most urgent, if not before.
     """
 
-    def __init__(self, *, max_tokens: int, max_sequences: int, num_pages: int, page_size: int) -> None:
-        """At most `max_tokens` rows a step, `max_sequences` running at once, over `num_pages` KV pages."""
+    def __init__(
+        self,
+        pages: PageManager,
+        *,
+        max_tokens: int,
+        max_sequences: int,
+        places_per_priority: int = PLACES_PER_PRIORITY,
+    ) -> None:
+        """At most `max_tokens` rows a step and `max_sequences` running at once, over the KV pages of
+        `pages`, where the scheduler alone opens and closes its sequences.
+        """
+        self._pages = pages
         self._max_tokens = max_tokens
-        self._max_sequences = min(max_sequences, max_tokens)
-        self._unclaimed = num_pages
-        self._page_size = page_size
-        self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []
+        # One row is left for a prompt whenever all of the others decode.
+        self._max_sequences = max(1, min(max_sequences, max_tokens - 1))
+        self._places_per_priority = places_per_priority
+        self._arrivals = 0
+        self._waiting = UrgencyQueue()
+        self._running = UrgencyQueue()
+        self._in_flight: Step = ()
+        self._called_off: set[int] = set()
 
     @property
-    def idle(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether nothing is left to do."""
         return not self._waiting and not self._running
 
-    def add(self, sequence: Sequence) -> None:
-        """Queue a sequence. It must fit the KV cache when it is alone."""
-        self._waiting.append(sequence)
+    @property
+    def waiting(self) -> int:
+        """Sequences that wait, those that were preempted included."""
+        return len(self._waiting)
 
-    def admit(self) -> list[Sequence]:
-        """Move waiting sequences to the running ones, in order, while they fit; gives back those moved."""
-        admitted: list[Sequence] = []
-        while self._waiting and len(self._running) < self._max_sequences:
-            claim = self._claim(self._waiting[0])
-            if claim > self._unclaimed:
-                break
-            self._unclaimed -= claim
-            admitted.append(self._waiting.popleft())
-            self._running.append(admitted[-1])
-        return admitted
+    @property
+    def running(self) -> int:
+        """Sequences that hold pages."""
+        return len(self._running)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence. Raises RequestError where it cannot fit the KV cache even when alone."""
+        # The last generated token is never fed back, so its k and v are never stored.
+        stored = sequence.max_length - 1
+        if pages_for(stored, self._pages.page_size) > self._pages.num_pages:
+            raise RequestError(
+                f"the request may grow to {stored} cached tokens; the KV cache holds "
+                f"{self._pages.num_pages * self._pages.page_size}: lower max_tokens or shorten the prompt"
+            )
+        rank = self._arrivals + self._places_per_priority * sequence.priority
+        sequence.urgency = (rank, self._arrivals)
+        sequence.status = "waiting"
+        self._arrivals += 1
+        self._waiting.add(sequence)
 
     def schedule(self) -> Step:
-        """The next step; empty where nothing runs."""
-        budget = self._max_tokens
-        chunks: list[ScheduledChunk] = []
-        decoding = [sequence for sequence in self._running if sequence.length - sequence.cached == 1]
-        prefilling = [sequence for sequence in self._running if sequence.length - sequence.cached > 1]
-        for sequence in (*decoding, *prefilling):
-            count = min(sequence.length - sequence.cached, budget)
-            if count > 0:
-                chunks.append(ScheduledChunk(sequence, sequence.cached, count))
-                budget -= count
-        return tuple(chunks)
+        """The next step; empty only where nothing is left to do. It must be committed."""
+        if self._in_flight:
+            raise RuntimeError("the step before was not committed")
+        draft = _Draft(self._max_tokens, self._pages.available_pages, 0)
+        prompts = self._decode(draft)
+        while draft.budget:
+            head = self._waiting.first if self._waiting else None
+            if head is not None and (not prompts or head.urgency < prompts[0].urgency):
+                if self._admit(head, draft):
+                    self._prefill(head, draft)
+                    continue
+                if not prompts:
+                    break
+                head = None
+            if not prompts:
+                break
+            sequence = prompts.popleft()
+            if sequence.status == "running":
+                self._prefill(sequence, draft)
+        self._in_flight = tuple(draft.chunks.values())
+        return self._in_flight
 
-    def commit(self, step: Step, tokens: Mapping[int, int]) -> list[Sequence]:
-        """Take in the results of a step: the next token of each sequence that has one, by sequence id.
+    def commit(self, outcome: StepOutcome) -> list[Sequence]:
+        """Take in what came of the step; gives back the sequences that ended, in its order.
 
-        Gives back the sequences that ended with it. A step that failed is simply not committed.
+        A chunk counts as computed where the attention server has committed it, and is scheduled again
+        where not: after a step that was broken off, this brings both into line.
         """
+        step, self._in_flight = self._in_flight, ()
+        ended = []
         for chunk in step:
-            chunk.sequence.cached += chunk.count
-            if chunk.samples:
-                chunk.sequence.append(tokens[chunk.sequence.id])
-        ended = [chunk.sequence for chunk in step if chunk.sequence.finish_reason is not None]
-        for sequence in ended:
-            self._leave(sequence)
+            sequence = chunk.sequence
+            if self._pages.length(sequence.id) == chunk.end:
+                sequence.cached = chunk.end
+                if chunk.samples:
+                    sequence.append(outcome.tokens[sequence.id])
+            if sequence.finish_reason is None and sequence.id in outcome.errors:
+                sequence.finish("error", outcome.errors[sequence.id])
+            if sequence.finish_reason is None and sequence.id in self._called_off:
+                sequence.finish("abort")
+            if sequence.finish_reason is not None:
+                self._leave(sequence)
+                ended.append(sequence)
+        self._called_off.clear()
         return ended
 
     def abort(self, sequence: Sequence) -> bool:
-        """Take a sequence out, waiting or running; True where it was running and so has pages to free."""
-        if sequence in self._running:
+        """Call a sequence off, wherever it stands; True where it ended now.
+
+        One that is in the step under way ends when that is committed; one that has ended stays as it is.
+        """
+        if sequence.status == "ended":
+            return False
+        if any(chunk.sequence is sequence for chunk in self._in_flight):
+            self._called_off.add(sequence.id)
+            return False
+        sequence.finish("abort")
+        if sequence.status != "new":
             self._leave(sequence)
-            return True
-        if sequence in self._waiting:
-            self._waiting.remove(sequence)
+        return True
+
+    def _decode(self, draft: _Draft) -> deque[Sequence]:
+        """One token of every sequence that is decoding; gives back those that are not, in order."""
+        prompts: deque[Sequence] = deque()
+        page_size = self._pages.page_size
+        lacking: list[Sequence] = []
+        for sequence in self._running:
+            if sequence.pending > 1:
+                prompts.append(sequence)
+                draft.outstanding += self._missing(sequence)
+            elif sequence.cached % page_size:
+                self._put(sequence, 1, draft)
+            else:
+                lacking.append(sequence)
+        draft.outstanding += len(lacking)
+        for sequence in lacking:
+            while sequence.status == "running" and not draft.room:
+                self._preempt(self._running.last, draft)
+            if sequence.status == "running":
+                draft.room -= 1
+                self._put(sequence, 1, draft)
+        return prompts
+
+    def _prefill(self, sequence: Sequence, draft: _Draft) -> None:
+        """As many tokens of a prompt as budget and pages allow; at least one of the most urgent."""
+        wanted = min(sequence.pending, draft.budget)
+        count = self._fitting(sequence, wanted, draft.room)
+        while not count and self._running.last is not sequence:
+            self._preempt(self._running.last, draft)
+            count = self._fitting(sequence, wanted, draft.room)
+        if count:
+            draft.room -= self._new_pages(sequence.cached, count)
+            self._put(sequence, count, draft)
+
+    def _admit(self, head: Sequence, draft: _Draft) -> bool:
+        """Let a waiting sequence run if it fits, at the expense of less urgent ones if that is enough."""
+        while not self._fits(head, draft):
+            if not self._would_fit(head, draft):
+                return False
+            self._preempt(self._running.last, draft)
+        promised = self._pages.available_pages - draft.room
+        self._waiting.remove(head)
+        head.cached = self._pages.open(head.id, head.keys)
+        head.status = "running"
+        if head.found is None:
+            head.found = head.cached
+        self._running.add(head)
+        draft.room = self._pages.available_pages - promised
+        draft.outstanding += self._missing(head)
+        return True
+
+    def _fits(self, head: Sequence, draft: _Draft) -> bool:
+        # With nothing running this is what `add` has checked, so the most urgent always comes in.
+        running = len(self._running)
+        if running >= self._max_sequences:
+            return False
+        left = self._pages.available_pages - draft.outstanding - running
+        return left > 0 and self._pages.cost(head.length, head.keys) <= left
+
+    def _would_fit(self, head: Sequence, draft: _Draft) -> bool:
+        """Whether it might fit without the less urgent ones, taking all of their pages for their own."""
+        running = len(self._running)
+        left = self._pages.available_pages - draft.outstanding - running
+        cost = self._pages.cost(head.length, head.keys)
+        for victim in reversed(self._running):
+            if victim.urgency < head.urgency:
+                return False
+            running -= 1
+            left += pages_for(victim.cached, self._pages.page_size) + self._missing(victim) + 1
+            if running < self._max_sequences and cost <= left:
+                return True
         return False
 
-    def _leave(self, sequence: Sequence) -> None:
-        self._running.remove(sequence)
-        self._unclaimed += self._claim(sequence)
+    def _preempt(self, victim: Sequence, draft: _Draft) -> None:
+        """Take the pages of a running sequence, and its chunk of the step if it has one."""
+        promised = self._pages.available_pages - draft.room
+        chunk = draft.chunks.pop(victim.id, None)
+        if chunk is not None:
+            draft.budget += chunk.count
+            promised -= self._new_pages(chunk.start, chunk.count)
+        draft.outstanding -= self._missing(victim)
+        self._running.remove(victim)
+        self._pages.close(victim.id)
+        victim.cached = 0
+        victim.preemptions += 1
+        victim.status = "waiting"
+        self._waiting.add(victim)
+        draft.room = self._pages.available_pages - promised
 
-    def _claim(self, sequence: Sequence) -> int:
-        # The last generated token is never fed back, so its k and v are never stored.
-        return pages_for(sequence.max_length - 1, self._page_size)
+    def _put(self, sequence: Sequence, count: int, draft: _Draft) -> None:
+        start = sequence.cached
+        draft.chunks[sequence.id] = ScheduledChunk(sequence, start, count, start + count == sequence.length)
+        draft.budget -= count
+
+    def _leave(self, sequence: Sequence) -> None:
+        if sequence.status == "running":
+            self._running.remove(sequence)
+            self._pages.close(sequence.id)
+        else:
+            self._waiting.remove(sequence)
+        sequence.status = "ended"
+
+    def _missing(self, sequence: Sequence) -> int:
+        """Pages that a running sequence lacks for the tokens it has."""
+        return self._new_pages(sequence.cached, sequence.pending)
+
+    def _new_pages(self, start: int, count: int) -> int:
+        return pages_for(start + count, self._pages.page_size) - pages_for(start, self._pages.page_size)
+
+    def _fitting(self, sequence: Sequence, wanted: int, room: int) -> int:
+        """How many of the next tokens have a place with `room` more pages."""
+        pages = pages_for(sequence.cached, self._pages.page_size) + room
+        return min(wanted, pages * self._pages.page_size - sequence.cached)

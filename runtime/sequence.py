@@ -1,30 +1,58 @@
-"""A sequence: the tokens of one request so far."""
+"""A sequence: the tokens of one request so far, and where it stands."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
+from cleave.kvcache.keys import PageKeys
 from cleave.runtime.request import FinishReason
+
+Status = Literal["new", "waiting", "running", "ended"]
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """Prompt and generated tokens, and how many of them the KV cache holds."""
+    """Prompt and generated tokens, and how many of them the KV cache holds.
+
+    Tokens are only ever added. Preemption sets `cached` back and touches nothing else, so what was
+    generated is computed again as if it were prompt, and never generated twice.
+    """
 
     id: int
     prompt: tuple[int, ...]
     max_tokens: int
     """Most tokens to generate; already bounded by the context."""
     stop_token_ids: frozenset[int]
+    priority: int = 0
+    """Lower is more urgent."""
+    keys: PageKeys | None = None
+    """For the prefix cache; None: its pages are not shared."""
     output: list[int] = field(default_factory=list)
     cached: int = 0
     """Tokens whose k and v are in the KV cache."""
+    status: Status = "new"
+    urgency: tuple[int, int] = (0, 0)
+    """Its place in the order of the scheduler, which sets it; lower is sooner."""
     finish_reason: FinishReason | None = None
+    error: str | None = None
+    preemptions: int = 0
+    found: int | None = None
+    """Tokens that the prefix cache had when it was first admitted."""
+
+    def __post_init__(self) -> None:
+        if self.keys is not None:
+            self.keys.extend(self.prompt)
 
     @property
     def length(self) -> int:
         """Tokens in all."""
         return len(self.prompt) + len(self.output)
+
+    @property
+    def pending(self) -> int:
+        """Tokens that are still to be computed: one where it is decoding."""
+        return len(self.prompt) + len(self.output) - self.cached
 
     @property
     def max_length(self) -> int:
@@ -34,13 +62,22 @@ class Sequence:
     def tokens(self, start: int, count: int) -> list[int]:
         """`count` tokens from position `start` on."""
         prompt = len(self.prompt)
-        taken = list(self.prompt[start : start + count])
-        return taken + self.output[max(0, start - prompt) : max(0, start + count - prompt)]
+        if start >= prompt:
+            return self.output[start - prompt : start - prompt + count]
+        return [*self.prompt[start : start + count], *self.output[: max(0, start + count - prompt)]]
 
     def append(self, token: int) -> None:
         """Add a generated token, and end the sequence where that is due."""
         self.output.append(token)
+        if self.keys is not None:
+            self.keys.extend((token,))
         if token in self.stop_token_ids:
-            self.finish_reason = "stop"
+            self.finish("stop")
         elif len(self.output) >= self.max_tokens:
-            self.finish_reason = "length"
+            self.finish("length")
+
+    def finish(self, reason: FinishReason, error: str | None = None) -> None:
+        """End it, once and for all."""
+        if self.finish_reason is not None:
+            raise RuntimeError(f"sequence {self.id} ended twice: {self.finish_reason}, then {reason}")
+        self.finish_reason, self.error = reason, error

@@ -2,40 +2,98 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 
+from cleave.errors import CleaveError
 from cleave.kvcache.server import AttentionServer
 from cleave.kvcache.step import Chunk
 from cleave.runtime.engines.engine import Engine
 from cleave.runtime.sampler import greedy
-from cleave.runtime.scheduler import Step
+from cleave.runtime.step import ScheduledChunk, Step, StepOutcome
+
+_log = logging.getLogger("cleave")
+
+LONE_TRIES = 2
+"""A request ends with an error when it failed this often by itself."""
+_SEARCHES = 4
+"""Culprits that are looked for in one step; more than these wait for the next one."""
 
 
 class Stepper:
-    """Runs steps of one engine over one attention server."""
+    """Runs steps of one engine over one attention server.
+
+    A step that fails changes nothing and is run again in halves, those in halves again, until the
+    request that fails by itself is found. Whatever does not fail is committed on the way. What the budget
+    of runs did not reach is left out and comes first in the next step, so nobody is put off for long.
+    """
 
     def __init__(self, engine: Engine, attention: AttentionServer) -> None:
         self._engine = engine
         self._attention = attention
+        self._put_off: set[int] = set()
 
-    def run(self, step: Step) -> dict[int, int]:
-        """Run a step; gives back the next token of every sequence whose chunk reached its end, by id.
+    def run(self, step: Step, outcome: StepOutcome) -> None:
+        """Run a step and fill in `outcome`, part by part.
 
-        Where anything raises, the KV cache is as before the step, and the error goes on.
+        What is not an Exception, such as KeyboardInterrupt, undoes the part under way and goes on to the
+        caller; the parts in `outcome` stay.
         """
+        if self._put_off:
+            step = tuple(sorted(step, key=lambda chunk: chunk.sequence.id not in self._put_off))
+            self._put_off = set()
+        groups = [step]
+        lone_tries = 0
+        for _ in range(_runs_allowed(len(step))):
+            group = groups.pop()
+            try:
+                self._run(group, outcome)
+                lone_tries = 0
+            except Exception as error:
+                if len(group) > 1:
+                    _log.warning("a step of %d requests failed and is run in halves: %s", len(group), error)
+                    middle = len(group) // 2
+                    groups += [group[middle:], group[:middle]]
+                    continue
+                lone_tries += 1
+                if lone_tries < LONE_TRIES:
+                    groups.append(group)
+                    continue
+                lone_tries = 0
+                _log.error("request %d makes steps fail and ends", group[0].sequence.id, exc_info=error)
+                outcome.errors[group[0].sequence.id] = _reason(error)
+            if not groups:
+                return
+        self._put_off = {chunk.sequence.id for group in groups for chunk in group}
+
+    def _run(self, group: tuple[ScheduledChunk, ...], outcome: StepOutcome) -> None:
+        """Run a group and commit it; where anything raises, the KV cache is as before."""
         token_ids = np.array(
-            [token for chunk in step for token in chunk.sequence.tokens(chunk.start, chunk.count)], np.int64
+            [token for chunk in group for token in chunk.sequence.tokens(chunk.start, chunk.count)], np.int64
         )
-        last_rows = np.cumsum([chunk.count for chunk in step]) - 1
-        sampling = [index for index, chunk in enumerate(step) if chunk.samples]
+        last_rows = np.cumsum([chunk.count for chunk in group]) - 1
+        sampling = [index for index, chunk in enumerate(group) if chunk.samples]
         # An engine always computes a row; where no chunk reaches its end, the result is not looked at.
         logit_rows = last_rows[sampling] if sampling else last_rows[:1]
-        self._attention.plan([Chunk(chunk.sequence.id, chunk.start, chunk.count) for chunk in step])
+        self._attention.plan([Chunk(chunk.sequence.id, chunk.start, chunk.count) for chunk in group])
         try:
             logits = self._engine.run(token_ids, logit_rows, self._attention)
             tokens = greedy(logits)
         except BaseException:
             self._attention.rollback()
             raise
+        # The tokens first: a chunk that is committed must never lack its token.
+        for index, token in zip(sampling, tokens.tolist(), strict=False):
+            outcome.tokens[group[index].sequence.id] = token
         self._attention.commit()
-        return {step[index].sequence.id: int(token) for index, token in zip(sampling, tokens, strict=False)}
+
+
+def _runs_allowed(requests: int) -> int:
+    """Enough to find `_SEARCHES` culprits among so many requests, and so always at least one."""
+    to_one = 2 * (requests - 1).bit_length() + LONE_TRIES
+    return _SEARCHES * to_one
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, CleaveError) else f"{type(error).__name__}: {error}"

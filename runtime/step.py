@@ -1,0 +1,36 @@
+"""What runs in one step, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cleave.runtime.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledChunk:
+    """Tokens `start:start + count` of a sequence."""
+
+    sequence: Sequence
+    start: int
+    count: int
+    samples: bool
+    """Whether they reach its end, so that the step yields its next token."""
+
+    @property
+    def end(self) -> int:
+        """Position after the last token."""
+        return self.start + self.count
+
+
+Step = tuple[ScheduledChunk, ...]
+
+
+@dataclass(slots=True)
+class StepOutcome:
+    """The results of a step, filled in as its parts end; what is in neither dict did not run."""
+
+    tokens: dict[int, int] = field(default_factory=dict)
+    """Sequence id -> its next token."""
+    errors: dict[int, str] = field(default_factory=dict)
+    """Sequence id -> why it cannot go on."""
