@@ -10,7 +10,9 @@ import typer
 
 from cleave.errors import CleaveError
 from cleave.export.cli import export
+from cleave.runtime.bench.cli import bench
 from cleave.runtime.cli import run
+from cleave.runtime.compare.cli import compare
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -20,13 +22,15 @@ def application() -> typer.Typer:
     """The command with all its verbs."""
     app = typer.Typer(
         name="cleave",
-        help="A compiler-runtime for LLMs: the model is cut at attention, the rest is compiled ahead of time.",
+        help="A compiler-runtime for LLMs: the model is cut at attention, the rest compiled ahead of time.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
     )
     app.command()(export)
     app.command()(run)
+    app.command()(compare)
+    app.add_typer(bench, name="bench")
     return app
 
 

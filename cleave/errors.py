@@ -1,5 +1,10 @@
 """The errors that Cleave raises on purpose; everything else is a bug."""
 
+import importlib.metadata
+import re
+
+_LONGEST_REASON = 240
+
 
 class CleaveError(Exception):
     """Base of every error that a user can mend.
@@ -36,8 +41,33 @@ class RequestError(CleaveError):
     """The request itself is not allowed: empty, too long, or with tokens or parameters out of range."""
 
 
+class CompareError(CleaveError):
+    """There is nothing to compare, or the two sides are not of one model."""
+
+
+class BenchError(CleaveError):
+    """The measurement asked for is not possible: it does not fit, or the server does not answer."""
+
+
 class MissingPackage(CleaveError):
-    """An optional package is not installed; the message is the line that installs it."""
+    """An optional package is not installed; the message is the line that installs what the extra needs."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs {package}: pip install 'cleave[{extra}]'")
+        super().__init__(f"{purpose} needs {package}: pip install {_requirements(extra) or package}")
+
+
+def _requirements(extra: str) -> str:
+    """What the extra `extra` of the installed cleave asks for, quoted for a shell."""
+    try:
+        lines = importlib.metadata.requires("cleave") or []
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+    wanted = re.compile(rf"""extra\s*==\s*["']{re.escape(extra)}["']""")
+    found = (line.partition(";") for line in lines)
+    return " ".join(f"'{requirement.strip()}'" for requirement, _, marker in found if wanted.search(marker))
+
+
+def reason(error: BaseException) -> str:
+    """The first line of another library's error, to be quoted inside one sentence."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__

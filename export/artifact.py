@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -150,10 +150,15 @@ class Artifact:
     @cached_property
     def eos_token_ids(self) -> frozenset[int]:
         """Tokens that end a sequence; the configs give one, a list, or none."""
-        given = self.generation_config.get("eos_token_id", self.manifest.config.get("eos_token_id"))
-        if given is None:
-            return frozenset()
-        return frozenset(map(int, given)) if isinstance(given, list) else frozenset({int(given)})
+        return end_tokens(self.generation_config) or end_tokens(self.manifest.config)
+
+
+def end_tokens(config: Mapping[str, Any]) -> frozenset[int]:
+    """`eos_token_id` of a generation config or model config: one id, a list of them, or none."""
+    given = config.get("eos_token_id")
+    if given is None:
+        return frozenset()
+    return frozenset(map(int, given)) if isinstance(given, list) else frozenset({int(given)})
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -89,20 +89,18 @@ def _transformers_logits(
     checkpoint: Path, manifest: Manifest, tokens: npt.NDArray[np.int64], device: str
 ) -> npt.NDArray[np.float32]:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ExportError("device cuda was asked for, and torch sees no GPU; use --device cpu")
-    config = AutoConfig.from_pretrained(checkpoint, local_files_only=True)
-    config.num_hidden_layers = manifest.num_layers
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[: manifest.num_layers]
+    from cleave.export.config import load_config
+
     model = AutoModelForCausalLM.from_pretrained(
         checkpoint,
-        config=config,
+        config=load_config(checkpoint, manifest.num_layers),
         dtype=getattr(torch, manifest.dtype),  # rounded as the artifact's weights are, then widened
         attn_implementation="eager",
+        use_safetensors=True,
         local_files_only=True,
+        trust_remote_code=False,
     )
     model = model.float().to(device).eval()
     with torch.no_grad():

@@ -102,6 +102,10 @@ class Checkpoint:
                 digest.update(file.read(min(_SAMPLE, tensor.nbytes)))
         return digest.hexdigest()
 
+    def require_safetensors(self) -> None:
+        """Raises CheckpointError where the weights are a pickle, or not there at all."""
+        self._safetensors()
+
     def _safetensors(self) -> list[Path]:
         index = self.folder / "model.safetensors.index.json"
         if index.is_file():

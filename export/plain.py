@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from cleave.errors import CheckpointError, ExportError
+from cleave.errors import CheckpointError, ExportError, reason
 from cleave.export.checkpoint import Checkpoint
+from cleave.export.request import check_device, check_dtype, check_layers
 
 
 def continue_text(
@@ -14,30 +15,35 @@ def continue_text(
     Raises CheckpointError where transformers cannot run it, ExportError for values out of range.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    checkpoint = Checkpoint.find(model)
-    if num_layers is not None and not 1 <= num_layers <= checkpoint.layers:
-        raise ExportError(f"num_layers is {num_layers}; {model} has {checkpoint.layers} layers")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ExportError("device cuda was asked for, and torch sees no GPU; use --device cpu")
+    from cleave.export.config import load_config
+
+    check_dtype(dtype)
+    check_device(device)
     if not text:
         raise ExportError("--input is empty; give a prompt")
+    if max_new_tokens < 1:
+        raise ExportError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+    checkpoint = Checkpoint.find(model)
+    check_layers(num_layers, model=model, layers=checkpoint.layers)
+    default = "float32" if device == "cpu" else checkpoint.dtype
+    config = load_config(checkpoint.folder, num_layers)
+    checkpoint.require_safetensors()
     try:
-        config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
-        if num_layers is not None:
-            config.num_hidden_layers = num_layers
-            if getattr(config, "layer_types", None):
-                config.layer_types = config.layer_types[:num_layers]
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            checkpoint.folder, local_files_only=True, trust_remote_code=False
+        )
         loaded = AutoModelForCausalLM.from_pretrained(
             checkpoint.folder,
             config=config,
-            dtype=getattr(torch, dtype or ("float32" if device == "cpu" else checkpoint.dtype)),
+            dtype=getattr(torch, dtype or default),
+            use_safetensors=True,
             local_files_only=True,
+            trust_remote_code=False,
         )
-    except (ValueError, OSError, KeyError) as error:
-        raise CheckpointError(f"transformers cannot read {checkpoint.folder}: {error}") from None
+    except Exception as error:  # its loaders raise whatever they come upon
+        raise CheckpointError(f"transformers cannot read {checkpoint.folder}: {reason(error)}") from None
     inputs = tokenizer(text, return_tensors="pt").to(device)
     with torch.no_grad():
         tokens = loaded.to(device).eval().generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)

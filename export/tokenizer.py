@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from cleave.errors import CheckpointError, ExportError
+from cleave.errors import CheckpointError, ExportError, reason
+from cleave.export.artifact import end_tokens
 from cleave.export.checkpoint import Checkpoint
 
 _GENERATION = "generation_config.json"
@@ -23,10 +25,12 @@ def export_tokenizer(checkpoint: Checkpoint, folder: Path) -> tuple[str, ...]:
     encoding is compared with transformers' here; ExportError where they differ.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
-    except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(
+            checkpoint.folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # its loaders raise whatever they come upon
         raise CheckpointError(
-            f"transformers cannot read the tokenizer of {checkpoint.folder}: {error}"
+            f"transformers cannot read the tokenizer of {checkpoint.folder}: {reason(error)}"
         ) from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise CheckpointError(
@@ -46,6 +50,15 @@ def export_tokenizer(checkpoint: Checkpoint, folder: Path) -> tuple[str, ...]:
                 "the tokenizer cannot be served without transformers"
             )
     if (checkpoint.folder / _GENERATION).is_file():
+        _check_generation_config(checkpoint.folder / _GENERATION)
         shutil.copyfile(checkpoint.folder / _GENERATION, folder / _GENERATION)
     names = (*_SAVED, _GENERATION)
     return tuple(name for name in names if (folder / name).is_file())
+
+
+def _check_generation_config(path: Path) -> None:
+    """Raises CheckpointError where serving could not read the file."""
+    try:
+        end_tokens(json.loads(path.read_text("utf-8")))
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: {reason(error)}") from None

@@ -20,10 +20,23 @@ class Attention(Protocol):
         """See `cleave.kvcache.server.AttentionServer.run`."""
 
 
+class Observer(Protocol):
+    """Sees the residual stream of an engine, for comparisons; q, k, v and out pass the attention server."""
+
+    def residual(self, layer: int, residual: Any) -> None:
+        """The residual [tokens, hidden] after `layer`; -1 is the embedding, before the first layer.
+
+        Called in the order of the layers. What is written into `residual` is what the next piece reads;
+        after the last layer it is too late for that.
+        """
+
+
 class Engine(Protocol):
     """The batchful part of a model, compiled. It knows nothing of requests, positions or caches."""
 
     kind: str
+    dtype: str
+    """What weights are held and multiplied in: "float32", "float16" or "bfloat16"."""
     notes: tuple[str, ...]
     """What a user should know of how this engine runs the artifact, a sentence each."""
 
@@ -35,6 +48,12 @@ class Engine(Protocol):
         token_ids [tokens] int64; logit_rows [rows] int64, rows of the step whose logits are wanted.
         Calls `attention.run` once for each layer. Returns logits [rows, vocab] float32, in memory
         that the next call overwrites.
+        """
+
+    def observe(self, observer: Observer | None) -> None:
+        """Show an observer the residual stream from the next `run` on; None ends that.
+
+        Raises EngineError where more than the residual is carried from piece to piece.
         """
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ import psutil
 from cleave.errors import EngineError
 from cleave.export.artifact import WEIGHTS, Artifact
 from cleave.export.pieces import ATTENTION, Piece, cut, widen
-from cleave.runtime.engines.engine import Attention, EngineOptions
+from cleave.runtime.engines.engine import Attention, EngineOptions, Observer
 
 _BINDINGS_KEPT = 64
 _Array = npt.NDArray[Any]
@@ -29,6 +29,7 @@ class OnnxRuntimeEngine:
     """See `cleave.runtime.engines.engine.Engine`."""
 
     kind = "onnxruntime"
+    dtype = "float32"
 
     def __init__(self, artifact: Artifact, options: EngineOptions) -> None:
         """Build the sessions. float16 and bfloat16 artifacts are widened to float32."""
@@ -39,17 +40,19 @@ class OnnxRuntimeEngine:
         self._layers = manifest.num_layers
         self._embedding = artifact.embedding()
         self._scale = np.float32(manifest.embedding_scale)
-        threads = options.threads or psutil.cpu_count(logical=False) or 1
+        self._artifact, self._options = artifact, options
+        self._threads = options.threads or psutil.cpu_count(logical=False) or 1
         _share_one_arena()
-        pieces = cut(artifact.batchful_graph())
+        self._pieces = cut(artifact.batchful_graph())
         self._sessions = []
         self._kept: list[_Array] = []
-        for piece in pieces:
-            session, kept = _session(piece, artifact, threads)
+        for piece in self._pieces:
+            session, kept = _session(piece, artifact, self._threads)
             self._sessions.append(session)
             self._kept += kept
-        self._buffers = _Buffers(pieces, options.max_tokens, manifest.vocab_size)
+        self._buffers = _Buffers(self._pieces, options.max_tokens, manifest.vocab_size)
         self._steps: OrderedDict[tuple[int, int], _BoundStep] = OrderedDict()
+        self._observer: Observer | None = None
 
     def run(self, token_ids: _Array, logit_rows: _Array, attention: Attention) -> _Array:
         """See `Engine.run`."""
@@ -58,11 +61,34 @@ class OnnxRuntimeEngine:
         if self._scale != 1:
             step.embeds *= self._scale
         step.logit_rows[:] = logit_rows
+        observer = self._observer
+        if observer is not None:
+            observer.residual(-1, step.embeds)
         for layer in range(self._layers):
             self._sessions[layer].run_with_iobinding(step.bindings[layer])
+            if observer is not None and layer:
+                observer.residual(layer - 1, step.residuals[layer])
             attention.run(layer, step.q, step.k, step.v, step.attention)
         self._sessions[-1].run_with_iobinding(step.bindings[-1])
+        if observer is not None:
+            observer.residual(self._layers - 1, step.residuals[-1])
         return step.logits
+
+    def observe(self, observer: Observer | None) -> None:
+        """See `Engine.observe`. The first time, the last piece is built anew, to give its residual too."""
+        if observer is not None and len(self._pieces[-1].outputs) == 1:
+            if any(len(piece.hands_on) > 1 for piece in self._pieces[:-1]):
+                raise EngineError(
+                    "this model carries more than the residual from layer to layer; it cannot be observed"
+                )
+            self._pieces[-1] = _with_residual(self._pieces[-1])
+            self._sessions[-1], kept = _session(self._pieces[-1], self._artifact, self._threads)
+            self._kept += kept
+            self._buffers = _Buffers(
+                self._pieces, self._options.max_tokens, self._artifact.manifest.vocab_size
+            )
+            self._steps.clear()
+        self._observer = observer
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -96,6 +122,8 @@ class _BoundStep:
     attention: _Array
     logit_rows: _Array
     logits: _Array
+    residuals: list[_Array]
+    """What each piece hands on: that of piece i is the residual after layer i - 1."""
     bindings: list[ort.IOBinding]
 
 
@@ -106,6 +134,7 @@ class _Buffers:
         self._vocab = vocab
         self._wires: list[tuple[dict[str, str], dict[str, str]]] = []
         widths: dict[str, int] = {}
+        self._residuals: list[str] = []
         carried: dict[str, str] = {}
         for index, piece in enumerate(pieces):
             inputs = {name: carried.get(name, name) for name in piece.inputs}
@@ -119,6 +148,8 @@ class _Buffers:
                     "a middle piece hands on what it did not compute; this engine cannot run it"
                 )
             here = inputs | outputs
+            given = [*piece.hands_on.values(), *piece.outputs]
+            self._residuals.append(here[given[0] if piece.hands_on else given[-1]])
             carried = {name: here[source] for name, source in piece.hands_on.items()}
             self._wires.append((inputs, outputs))
             for value in (*piece.model.graph.input, *piece.model.graph.output):
@@ -160,6 +191,7 @@ class _Buffers:
             attention=arrays[ATTENTION],
             logit_rows=arrays["logit_rows"],
             logits=arrays["logits"],
+            residuals=[arrays[name] for name in self._residuals],
             bindings=bindings,
         )
 
@@ -191,6 +223,25 @@ def _session(piece: Piece, artifact: Artifact, threads: int) -> tuple[ort.Infere
     )
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session, [array for array in arrays.values() if array.ndim < 2]
+
+
+def _with_residual(piece: Piece) -> Piece:
+    """The last piece with one more output: the residual [tokens, hidden] that `logit_rows` picks from."""
+    model = onnx.ModelProto()
+    model.CopyFrom(piece.model)
+    rows = {"logit_rows"}
+    for node in model.graph.node:
+        if node.op_type == "Gather" and node.input[1] in rows:
+            residual = node.input[0]
+            break
+        if rows & set(node.input):
+            rows |= set(node.output)
+    else:
+        raise EngineError("the last piece does not gather the rows of logit_rows; it cannot be observed")
+    output = model.graph.output.add()
+    output.CopyFrom(next(value for value in model.graph.input if value.name.startswith("carried_")))
+    output.name = residual
+    return Piece(model, piece.inputs, (*piece.outputs, residual), piece.weights, piece.hands_on)
 
 
 def _placeholder(name: str, array: _Array) -> onnx.TensorProto:

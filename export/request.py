@@ -1,0 +1,68 @@
+"""What to export, and which values are allowed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cleave.errors import ExportError
+from cleave.export.manifest import DTYPES, PARTS
+
+DEVICES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True, slots=True)
+class ExportRequest:
+    """What to export. None means: as the artifact that is there has it, else as the checkpoint has it."""
+
+    model: str
+    """Model directory or Hugging Face hub id."""
+    output_dir: Path
+    parts: tuple[str, ...] = PARTS
+    num_layers: int | None = None
+    """Export only the first layers."""
+    dtype: str | None = None
+    device: str = "cpu"
+    """Where the check runs: "cpu" or "cuda". Tracing needs no device."""
+    check: bool = True
+    """Compare the exported graphs with transformers before they are published."""
+
+    def __post_init__(self) -> None:
+        """Raises ExportError for values that are not allowed. Paths may be given as text."""
+        object.__setattr__(self, "model", str(self.model))
+        object.__setattr__(self, "output_dir", Path(self.output_dir).expanduser())
+        unknown = [part for part in self.parts if part not in PARTS]
+        if unknown or not self.parts:
+            raise ExportError(
+                f"there is no part {', '.join(unknown) or '(none)'}; parts are {', '.join(PARTS)}"
+            )
+        check_dtype(self.dtype)
+        check_device(self.device)
+
+    @property
+    def whole(self) -> bool:
+        """Whether every part is asked for; such an export replaces all that was there."""
+        return set(self.parts) == set(PARTS)
+
+
+def check_dtype(dtype: str | None) -> None:
+    """Raises ExportError for a dtype that an artifact cannot have; None is allowed."""
+    if dtype is not None and dtype not in DTYPES:
+        raise ExportError(f"dtype {dtype} is not known; dtypes are {', '.join(DTYPES)}")
+
+
+def check_device(device: str) -> None:
+    """Raises ExportError for a device of unknown name, or where torch sees none of it."""
+    if device not in DEVICES:
+        raise ExportError(f"device {device} is not known; devices are {', '.join(DEVICES)}")
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ExportError("device cuda was asked for, and torch sees no GPU; use --device cpu")
+
+
+def check_layers(num_layers: int | None, *, model: str, layers: int) -> None:
+    """Raises ExportError for a number of layers that the checkpoint does not have; None is allowed."""
+    if num_layers is not None and not 1 <= num_layers <= layers:
+        raise ExportError(f"num_layers is {num_layers}; {model} has {layers} layers")

@@ -1,0 +1,60 @@
+"""Whether a batch fits the context and the memory, said before anything is loaded."""
+
+from __future__ import annotations
+
+import psutil
+
+from cleave.errors import BenchError
+from cleave.export.artifact import Artifact
+from cleave.kvcache.budget import page_bytes, pages_for
+from cleave.runtime.bench.counts import ITEM_BYTES
+
+PAGE_SIZE = 16
+_GIB = 1 << 30
+
+
+def kv_bytes_for(
+    artifact: Artifact, batch: int, prompt: int, output: int, *, item_bytes: int = 4, free: int | None = None
+) -> int:
+    """Bytes of KV cache that `batch` requests of this length take.
+
+    `free` is the memory that weights and cache may have; None asks the machine. Raises BenchError where
+    the context is too short or the memory too small, and says what would fit.
+    """
+    for name, value in (("batch", batch), ("prompt", prompt), ("output", output)):
+        if value < 1:
+            raise BenchError(f"{name} is {value}; it must be at least 1")
+    context = artifact.manifest.max_position
+    if prompt + output > context:
+        raise BenchError(
+            f"prompt {prompt} and output {output} are {prompt + output} tokens; the model's context has "
+            f"{context}: with this prompt an output of up to {context - prompt} would fit"
+            if prompt < context
+            else f"a prompt of {prompt} does not fit the model's context of {context} with any output; "
+            f"up to {context - 1} would"
+        )
+    page = page_bytes(artifact.manifest.layer_specs, PAGE_SIZE, item_bytes)
+    needed = batch * pages_for(prompt + output - 1, PAGE_SIZE) * page
+    room = (psutil.virtual_memory().available if free is None else free) - _weight_bytes(artifact, item_bytes)
+    if needed > room:
+        raise BenchError(_too_much(batch, prompt, output, needed, max(room, 0), page))
+    return needed
+
+
+def _too_much(batch: int, prompt: int, output: int, needed: int, room: int, page: int) -> str:
+    pages = room // page
+    most = pages // pages_for(prompt + output - 1, PAGE_SIZE)
+    longest = pages // batch * PAGE_SIZE + 1
+    fits = [f"batch {most} at this length"] if most else []
+    if longest > 1 and pages // batch:
+        fits.append(f"{longest} tokens a request, prompt and output together, at batch {batch}")
+    return (
+        f"batch {batch} with prompt {prompt} and output {output} needs {needed / _GIB:.2f} GiB of KV cache, "
+        f"and beside the weights {room / _GIB:.2f} GiB of memory are free; "
+        + (f"what would fit: {', or '.join(fits)}" if fits else "not even one such request would fit")
+    )
+
+
+def _weight_bytes(artifact: Artifact, item_bytes: int) -> int:
+    stored = sum(tensor.nbytes for tensor in artifact.tensors.values())
+    return stored * item_bytes // ITEM_BYTES[artifact.manifest.dtype]
