@@ -35,6 +35,7 @@ from cleave.kvcache.step import Chunk
 from cleave.plugins.schema import is_cut
 from cleave.runtime.engines.onnxruntime import OnnxRuntimeEngine, _session
 from cleave.runtime.model import Model, ModelOptions
+from cleave.threads import own_process
 
 DEMO = Path(__file__).parent.parent / "model_files" / "demo"
 SHAPE_135M = LlamaConfig(
@@ -175,6 +176,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=100)
     arguments = parser.parse_args()
+    own_process()
     figures = []
     with tempfile.TemporaryDirectory() as temporary:
         shape = Path(temporary) / "135m"

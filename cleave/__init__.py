@@ -3,5 +3,6 @@
 from cleave.errors import CleaveError
 from cleave.runtime.llm import LLM
 from cleave.runtime.request import Chunk, Completion, SamplingParams
+from cleave.threads import use_one_thread_pool
 
-__all__ = ["LLM", "Chunk", "CleaveError", "Completion", "SamplingParams"]
+__all__ = ["LLM", "Chunk", "CleaveError", "Completion", "SamplingParams", "use_one_thread_pool"]

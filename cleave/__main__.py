@@ -10,9 +10,11 @@ import typer
 
 from cleave.errors import CleaveError
 from cleave.export.cli import export
+from cleave.plan import plan
 from cleave.runtime.bench.cli import bench
 from cleave.runtime.cli import run
 from cleave.runtime.compare.cli import compare
+from cleave.threads import own_process
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -29,6 +31,7 @@ def application() -> typer.Typer:
     )
     app.command()(export)
     app.command()(run)
+    app.command()(plan)
     app.command()(compare)
     app.add_typer(bench, name="bench")
     return app
@@ -53,5 +56,11 @@ def main(app: typer.Typer | None = None) -> None:
         sys.exit(INTERRUPTED)
 
 
+def process(app: typer.Typer | None = None) -> None:
+    """`main` for a process that does nothing else."""
+    own_process()
+    main(app)
+
+
 if __name__ == "__main__":
-    main()
+    process()

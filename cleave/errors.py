@@ -41,6 +41,10 @@ class RequestError(CleaveError):
     """The request itself is not allowed: empty, too long, or with tokens or parameters out of range."""
 
 
+class PlanError(CleaveError):
+    """The model does not fit the memory that it is given, or the memory plan cannot be made."""
+
+
 class CompareError(CleaveError):
     """There is nothing to compare, or the two sides are not of one model."""
 
@@ -68,6 +72,6 @@ def _requirements(extra: str) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of another library's error, to be quoted inside one sentence."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
+    """What another library's error says, in one line that is short enough to be quoted in a sentence."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."

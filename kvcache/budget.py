@@ -1,4 +1,4 @@
-"""How many pages of the KV cache fit a given memory."""
+"""How many bytes pages of the KV cache take, and how many pages tokens take."""
 
 from __future__ import annotations
 
@@ -15,3 +15,8 @@ def page_bytes(specs: Sequence[AttentionSpec], page_size: int, item_bytes: int) 
 def pages_for(tokens: int, page_size: int) -> int:
     """Pages that `tokens` tokens of one sequence take."""
     return -(-tokens // page_size)
+
+
+def mib(count: int) -> str:
+    """Bytes for people: "12.3 MiB", from 10 GiB on "12.3 GiB"."""
+    return f"{count / 2**30:.1f} GiB" if count >= 10 * 2**30 else f"{count / 2**20:.1f} MiB"

@@ -1,7 +1,7 @@
 """Export a checkpoint, as TorchPipe's llama2 example does; the same as `cleave export`."""
 
-from cleave.__main__ import main, single
+from cleave.__main__ import process, single
 from cleave.export.cli import export
 
 if __name__ == "__main__":
-    main(single(export))
+    process(single(export))

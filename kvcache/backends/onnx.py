@@ -16,6 +16,7 @@ from cleave.errors import AttentionError
 from cleave.kvcache.backend import CacheShape, check_specs
 from cleave.kvcache.spec import AttentionSpec
 from cleave.kvcache.step import StepPlan
+from cleave.threads import session_options
 
 Array = npt.NDArray[Any]
 Graph = str | Path | bytes
@@ -192,11 +193,8 @@ class _Sessions:
     """Sessions by graph: equal graphs are loaded once."""
 
     def __init__(self, threads: int | None) -> None:
-        self._options = ort.SessionOptions()
-        self._options.intra_op_num_threads = threads or 0
-        # Every session has its own threads: spinning, they would take the cores from each other and
-        # from the engine. Memory patterns are kept for each context length, so they would never end.
-        self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._options = session_options(threads)
+        # Memory patterns are kept for each context length, so they would never end.
         self._options.enable_mem_pattern = False
         self._sessions: dict[Graph, Any] = {}
 

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime as ort
-import psutil
 from onnx import TensorProto, helper, numpy_helper
 
 from cleave.errors import BenchError
 from cleave.runtime.bench.counts import Work
+from cleave.threads import physical_cores, session_options
 
 Bound = Literal["memory", "compute"]
 
@@ -64,7 +64,7 @@ class CpuProbe:
 
     def __init__(self, threads: int | None = None) -> None:
         """`threads` None: one for each physical core."""
-        self.threads = threads or psutil.cpu_count(logical=False) or 1
+        self.threads = threads or physical_cores()
         size = min(max(_CACHES * last_level_cache(), _SMALLEST_STREAM), _LARGEST_STREAM)
         self._parts = np.array_split(np.ones(size // 4, np.float32), self.threads)
         self._sum: Callable[[Any], float] = numba.njit(_stream, nogil=True, fastmath=True)
@@ -137,12 +137,9 @@ def _product(dtype: str, threads: int) -> Callable[[], object]:
         [numpy_helper.from_array(right, "right")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    # As the engine: threads that spin would take time from what is measured next.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = ort.InferenceSession(_bytes(model), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        _bytes(model), session_options(threads), providers=["CPUExecutionProvider"]
+    )
     return lambda: session.run(None, {"left": left})
 
 

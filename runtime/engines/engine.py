@@ -89,16 +89,21 @@ def engine_kinds() -> tuple[str, ...]:
     return tuple(_KINDS)
 
 
+def check_engine_kind(kind: str | None) -> None:
+    """Raises EngineError for a kind that is not there; None, the best one, is allowed."""
+    if kind is not None and kind not in _KINDS:
+        raise EngineError(f"there is no engine kind {kind!r}; kinds are: {', '.join(_KINDS)}")
+
+
 def create_engine(kind: str | None, artifact: Artifact, options: EngineOptions) -> Engine:
     """Build an engine; None takes the best kind that this machine can run.
 
     Raises EngineError for an unknown kind, MissingPackage where its package is not installed.
     """
+    check_engine_kind(kind)
     if kind is None:
         kind = next((name for name, entry in _KINDS.items() if _installed(entry)), next(iter(_KINDS)))
-    entry = _KINDS.get(kind)
-    if entry is None:
-        raise EngineError(f"there is no engine kind {kind!r}; kinds are: {', '.join(_KINDS)}")
+    entry = _KINDS[kind]
     if not _installed(entry):
         raise MissingPackage(entry.package, entry.extra, f"the engine {kind}")
     factory = getattr(importlib.import_module(entry.module), entry.factory)

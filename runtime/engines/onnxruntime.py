@@ -6,7 +6,6 @@ server gets views of those buffers. Nothing is copied.
 
 from __future__ import annotations
 
-import functools
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime as ort
-import psutil
 
 from cleave.errors import EngineError
 from cleave.export.artifact import WEIGHTS, Artifact
 from cleave.export.pieces import ATTENTION, Piece, cut, widen
 from cleave.runtime.engines.engine import Attention, EngineOptions, Observer
+from cleave.threads import physical_cores, session_options
 
 _BINDINGS_KEPT = 64
 _Array = npt.NDArray[Any]
@@ -42,13 +41,8 @@ class OnnxRuntimeEngine:
         self._embedding = artifact.embedding()
         self._scale = np.float32(manifest.embedding_scale)
         self._artifact, self._options = artifact, options
-        self._threads = options.threads or psutil.cpu_count(logical=False) or 1
+        self._threads = options.threads or physical_cores()
         _share_one_arena()
-        if not _share_one_pool(self._threads):
-            self.notes += (
-                f"this process has an ONNX Runtime thread pool of another size than {self._threads}; "
-                "each piece of this model has one of its own, which is slower",
-            )
         self._pieces = cut(artifact.batchful_graph())
         self._sessions = []
         self._kept: list[_Array] = []
@@ -217,15 +211,7 @@ def _session(piece: Piece, artifact: Artifact, threads: int) -> tuple[ort.Infere
     for value in [value for value in graph.input if value.name in arrays]:
         graph.input.remove(value)
         graph.initializer.append(_placeholder(value.name, arrays[value.name]))
-    options = ort.SessionOptions()
-    if _share_one_pool(threads):
-        options.use_per_session_threads = False
-    else:
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # One pool for each piece: pools that spin would take the processor from each other.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
+    options = session_options(threads)
     options.add_session_config_entry("session.use_env_allocators", "1")
     options.add_external_initializers(
         list(arrays), [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
@@ -264,20 +250,6 @@ def _placeholder(name: str, array: _Array) -> onnx.TensorProto:
     for key, value in (("location", WEIGHTS), ("offset", "0"), ("length", str(array.nbytes))):
         tensor.external_data.add(key=key, value=value)
     return tensor
-
-
-@functools.cache
-def _share_one_pool(threads: int) -> bool:
-    """Let all sessions of this process share one pool of `threads` threads; False where it has another size.
-
-    Threads of a pool of its own would have to be woken for every piece, which was measured to cost more
-    than 100 microseconds a layer where this costs 12. ONNX Runtime makes one such pool and keeps it.
-    """
-    try:
-        ort.set_global_thread_pool_sizes(threads, 1)
-    except Exception:  # its errors have no public base
-        return False
-    return True
 
 
 def _share_one_arena() -> None:

@@ -1,0 +1,138 @@
+"""The shape of a model: what it needs room for, read from configs and safetensors headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from cleave.errors import ArtifactError, CheckpointError
+from cleave.export.artifact import WEIGHTS, read_manifest
+from cleave.export.checkpoint import Checkpoint
+from cleave.export.manifest import MANIFEST
+from cleave.export.tensorfile import StoredTensor, read_header
+from cleave.plugins.spec import AttentionSpec
+
+_LM_HEAD = "lm_head.weight"
+_NOT_WEIGHTS = ("rotary_emb.inv_freq",)
+"""Ends of the names of buffers that old checkpoints keep and no graph reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """Sizes of a checkpoint or an artifact; widths in values, not bytes."""
+
+    source: str
+    architecture: str
+    dtype: str
+    """Of the weights as they are stored: "float32", "float16" or "bfloat16"."""
+    context: int
+    """Most tokens of a sequence."""
+    hidden: int
+    intermediate: int
+    vocab: int
+    layers: tuple[AttentionSpec, ...]
+    """The attention spec of every layer; that of a checkpoint is without rope, which needs no room."""
+    parameters: int
+    """Values of all weights, tied ones counted once."""
+
+    @classmethod
+    def of(cls, folder: Path) -> ModelShape:
+        """The shape of the checkpoint or artifact in a folder.
+
+        Reads config.json or manifest.json and the headers of the weights, and imports neither torch nor
+        transformers. Raises CheckpointError or ArtifactError.
+        """
+        if not folder.is_dir():
+            raise ArtifactError(f"there is no artifact and no checkpoint at {folder}; give its folder")
+        return _of_artifact(folder) if (folder / MANIFEST).is_file() else _of_checkpoint(folder)
+
+
+def _of_artifact(folder: Path) -> ModelShape:
+    manifest = read_manifest(folder)
+    if "batchful" not in manifest.parts or not (folder / WEIGHTS).is_file():
+        raise ArtifactError(f"{folder} has no weights yet; export batchful, or give the checkpoint")
+    tensors = read_header(folder / WEIGHTS)
+    return ModelShape(
+        source=str(folder),
+        architecture=manifest.architecture,
+        dtype=manifest.dtype,
+        context=manifest.max_position,
+        hidden=manifest.hidden_size,
+        intermediate=_intermediate(tensors, manifest.hidden_size),
+        vocab=manifest.vocab_size,
+        layers=manifest.layer_specs,
+        parameters=sum(prod(tensor.shape) for tensor in tensors.values()),
+    )
+
+
+def _of_checkpoint(folder: Path) -> ModelShape:
+    checkpoint = Checkpoint(folder)
+    config = checkpoint.config
+    tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.endswith(_NOT_WEIGHTS)}
+    if config.get("tie_word_embeddings"):
+        tensors.pop(_LM_HEAD, None)
+    vocab, hidden = _matrix(checkpoint, "model.embed_tokens.weight")
+    return ModelShape(
+        source=str(folder),
+        architecture=checkpoint.architecture,
+        dtype=checkpoint.dtype,
+        context=_number(checkpoint, "max_position_embeddings"),
+        hidden=hidden,
+        intermediate=_intermediate(tensors, hidden),
+        vocab=vocab,
+        layers=tuple(_layer_spec(checkpoint, layer) for layer in range(checkpoint.layers)),
+        parameters=sum(prod(tensor.shape) for tensor in tensors.values()),
+    )
+
+
+def _layer_spec(checkpoint: Checkpoint, layer: int) -> AttentionSpec:
+    """From the shapes of the projections, since configs leave out what is their class's default."""
+    heads = _number(checkpoint, "num_attention_heads")
+    q_size, _ = _matrix(checkpoint, f"model.layers.{layer}.self_attn.q_proj.weight")
+    kv_size, _ = _matrix(checkpoint, f"model.layers.{layer}.self_attn.k_proj.weight")
+    head_dim = q_size // heads
+    if not head_dim or q_size % heads or kv_size % head_dim:
+        raise CheckpointError(
+            f"layer {layer} of {checkpoint.folder} has projections of {q_size} and {kv_size} rows, "
+            f"which do not divide into {heads} heads"
+        )
+    return AttentionSpec(
+        heads, kv_size // head_dim, head_dim, head_dim**-0.5, window=_window(checkpoint.config, layer)
+    )
+
+
+def _window(config: Mapping[str, Any], layer: int) -> int | None:
+    """The sliding window of a layer; each family says it in its own way, new configs layer by layer."""
+    window = config.get("sliding_window")
+    kinds = config.get("layer_types")
+    if not isinstance(window, int):
+        return None
+    if isinstance(kinds, list) and layer < len(kinds):
+        return window if kinds[layer] == "sliding_attention" else None
+    if str(config.get("model_type", "")).startswith("qwen"):
+        is_windowed = config.get("use_sliding_window") and layer >= int(config.get("max_window_layers", 0))
+        return window if is_windowed else None
+    return window if config.get("model_type") == "mistral" else None
+
+
+def _intermediate(tensors: Mapping[str, StoredTensor], hidden: int) -> int:
+    """Width of the MLP: the most rows of one of its matrices."""
+    rows = [tensor.shape[0] for name, tensor in tensors.items() if ".mlp." in name and tensor.shape]
+    return max(rows, default=hidden)
+
+
+def _matrix(checkpoint: Checkpoint, name: str) -> tuple[int, int]:
+    shape = checkpoint.tensor(name).shape
+    if len(shape) != 2:
+        raise CheckpointError(f"{name} of {checkpoint.folder} is {list(shape)}; a matrix was expected")
+    return shape[0], shape[1]
+
+
+def _number(checkpoint: Checkpoint, name: str) -> int:
+    value = checkpoint.config.get(name)
+    if type(value) is not int or value < 1:
+        raise CheckpointError(f"{name} in {checkpoint.folder / 'config.json'} is {value!r}")
+    return value
