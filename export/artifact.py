@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -14,14 +15,23 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from cleave.errors import ArtifactError
+from cleave.errors import ArtifactError, reason
+from cleave.export.external import external_tensors
 from cleave.export.manifest import MANIFEST, PARTS, FileDigest, Manifest, batchless_files
 from cleave.export.tensorfile import StoredTensor, TensorFileError, read_header
+from cleave.plugins.schema import is_cut
 
 BATCHFUL = "batchful.onnx"
 WEIGHTS = "weights.safetensors"
+TOKENIZER = "tokenizer.json"
+GENERATION_CONFIG = "generation_config.json"
 _BLOCK = 1 << 24
 _NUMPY: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+_ONNX = {
+    "F32": onnx.TensorProto.FLOAT,
+    "F16": onnx.TensorProto.FLOAT16,
+    "BF16": onnx.TensorProto.BFLOAT16,
+}
 
 Progress = Callable[[str, int, int], None]
 """Called with a file name, the bytes done and the bytes in all."""
@@ -46,12 +56,13 @@ class Artifact:
         if manifest.missing_parts:
             missing = manifest.missing_parts
             raise ArtifactError(
-                f"{path} lacks {', '.join(missing)}; run: cleave export --model {manifest.source} "
-                f"--output_dir {path} " + " ".join(f"--export {part}" for part in missing)
+                f"{path} lacks {', '.join(missing)}; run: cleave export "
+                f"--model {shlex.quote(manifest.source)} --output_dir {shlex.quote(str(path))} "
+                + " ".join(f"--export {part}" for part in missing)
             )
         artifact = cls(path, manifest)
         for part in PARTS:
-            for name in manifest.parts[part]:
+            for name in (*_needed(part, len(manifest.specs)), *manifest.parts[part]):
                 if name not in manifest.files:
                     raise ArtifactError(f"{path / MANIFEST} has no digest of {name}; export {part} again")
         for name, expected in manifest.files.items():
@@ -62,11 +73,16 @@ class Artifact:
         self, name: str, expected: FileDigest, *, verify: bool, progress: Progress | None
     ) -> None:
         path = self.folder / name
-        if not path.is_file():
-            raise ArtifactError(f"{path} is missing; export {self._parts_of(name)} again")
-        if path.resolve().parent != self.folder.resolve():
-            raise ArtifactError(f"{path} is a link out of the artifact; put the file itself there")
-        size = path.stat().st_size
+        try:
+            if not path.is_file():
+                raise ArtifactError(f"{path} is missing; export {self._parts_of(name)} again")
+            _stay_inside(path)
+            self._compare(path, expected, verify=verify, progress=progress)
+        except OSError as error:
+            raise ArtifactError(f"{path} cannot be read: {error.strerror}") from None
+
+    def _compare(self, path: Path, expected: FileDigest, *, verify: bool, progress: Progress | None) -> None:
+        name, size = path.name, path.stat().st_size
         if size != expected.bytes:
             raise ArtifactError(
                 f"{path} has {size} bytes where the manifest says {expected.bytes}: "
@@ -92,7 +108,7 @@ class Artifact:
     def weight(self, name: str) -> npt.NDArray[Any]:
         """A weight, mapped from disk: read-only, row-major, in the artifact's dtype."""
         tensor = self.tensors.get(name)
-        if tensor is None:
+        if tensor is None or tensor.dtype not in _NUMPY:
             raise ArtifactError(f"{self.folder / WEIGHTS} has no tensor {name}; export batchful again")
         return np.memmap(
             tensor.file, dtype=_NUMPY[tensor.dtype], mode="r", offset=tensor.offset, shape=tensor.shape
@@ -100,17 +116,32 @@ class Artifact:
 
     def embedding(self) -> npt.NDArray[Any]:
         """The embedding [vocab, hidden], mapped from disk."""
-        return self.weight(self.manifest.embedding)
+        table = self.weight(self.manifest.embedding)
+        expected = (self.manifest.vocab_size, self.manifest.hidden_size)
+        if table.shape != expected:
+            raise ArtifactError(
+                f"the embedding in {self.folder / WEIGHTS} is {list(table.shape)}, "
+                f"and {list(expected)} by {MANIFEST}; export again"
+            )
+        return table
 
     def batchful_graph(self) -> onnx.ModelProto:
         """The batchful graph, without weight data.
 
-        Raises ArtifactError where its weights are not those of weights.safetensors.
+        Raises ArtifactError where its weights are not those of weights.safetensors, or its cuts not one
+        for each layer of the manifest.
         """
-        graph = load_graph(self.folder / BATCHFUL)
-        for tensor in graph.graph.initializer:
-            if tensor.data_location != onnx.TensorProto.EXTERNAL:
-                continue
+        graph = _parse(self.folder / BATCHFUL)
+        weights = [tensor for tensor in graph.graph.initializer if tensor.external_data]
+        if len(weights) != sum(1 for _ in external_tensors(graph)):
+            raise ArtifactError(f"{self.folder / BATCHFUL} keeps data where no weights belong; export again")
+        cuts = sum(is_cut(node) for node in graph.graph.node)
+        if cuts != self.manifest.num_layers:
+            raise ArtifactError(
+                f"{self.folder / BATCHFUL} has {cuts} attention operators for the "
+                f"{self.manifest.num_layers} layers of the manifest; export batchful again"
+            )
+        for tensor in weights:
             place = {entry.key: entry.value for entry in tensor.external_data}
             stored = self.tensors.get(tensor.name)
             if place.get("location") != WEIGHTS or stored is None:
@@ -118,7 +149,8 @@ class Artifact:
                     f"{self.folder / BATCHFUL} looks for {tensor.name} in {place.get('location')}, "
                     f"and not in {WEIGHTS}; export batchful again"
                 )
-            if (place.get("offset"), place.get("length")) != (str(stored.offset), str(stored.nbytes)):
+            asked = (place.get("offset"), place.get("length"), tensor.data_type, tuple(tensor.dims))
+            if asked != (str(stored.offset), str(stored.nbytes), _ONNX.get(stored.dtype), stored.shape):
                 raise ArtifactError(
                     f"{BATCHFUL} and {WEIGHTS} disagree on {tensor.name}; export batchful again"
                 )
@@ -136,21 +168,26 @@ class Artifact:
     @property
     def tokenizer_file(self) -> Path:
         """tokenizer.json, as the tokenizers library reads it."""
-        return self.folder / "tokenizer.json"
+        return self.folder / TOKENIZER
 
     @cached_property
     def generation_config(self) -> dict[str, Any]:
         """generation_config.json, or an empty dict where the checkpoint had none."""
-        path = self.folder / "generation_config.json"
-        if not path.is_file():
+        if GENERATION_CONFIG not in self.manifest.files:
             return {}
-        data: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        return data
+        path = self.folder / GENERATION_CONFIG
+        try:
+            return dict(json.loads(path.read_text("utf-8")))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ArtifactError(f"{path} is damaged ({reason(error)}); export tokenizer again") from None
 
     @cached_property
     def eos_token_ids(self) -> frozenset[int]:
         """Tokens that end a sequence; the configs give one, a list, or none."""
-        return end_tokens(self.generation_config) or end_tokens(self.manifest.config)
+        try:
+            return end_tokens(self.generation_config) or end_tokens(self.manifest.config)
+        except (ValueError, TypeError, ArithmeticError) as error:
+            raise ArtifactError(f"{self.folder} has no readable eos_token_id: {reason(error)}") from None
 
 
 def end_tokens(config: Mapping[str, Any]) -> frozenset[int]:
@@ -163,15 +200,37 @@ def end_tokens(config: Mapping[str, Any]) -> frozenset[int]:
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of an artifact that may be incomplete. Raises ArtifactError where there is none."""
-    if not folder.is_dir():
-        raise ArtifactError(f"there is no artifact at {folder}; make one with: cleave export")
     path = folder / MANIFEST
-    if not path.is_file():
-        hint = ""
-        if (folder / "config.json").is_file():
-            hint = "; it looks like a checkpoint, which needs `cleave export` first"
-        raise ArtifactError(f"{folder} is not an artifact: it has no {MANIFEST}{hint}")
-    return Manifest.from_json(path.read_text("utf-8"), path)
+    try:
+        if not folder.is_dir():
+            raise ArtifactError(f"there is no artifact at {folder}; make one with: cleave export")
+        if not path.is_file():
+            hint = ""
+            if (folder / "config.json").is_file():
+                hint = "; it looks like a checkpoint, which needs `cleave export` first"
+            raise ArtifactError(f"{folder} is not an artifact: it has no {MANIFEST}{hint}")
+        _stay_inside(path)
+        return Manifest.from_json(path.read_bytes(), path)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _stay_inside(path: Path) -> None:
+    """Raises ArtifactError for a file that is a link to another folder."""
+    if path.resolve().parent != path.parent.resolve():
+        raise ArtifactError(f"{path} is a link out of the artifact; put the file itself there")
+
+
+def _needed(part: str, specs: int) -> tuple[str, ...]:
+    """The files that a part cannot do without."""
+    files = {
+        "batchful": (BATCHFUL, WEIGHTS),
+        "embed_tokens": (WEIGHTS,),
+        "tokenizer": (TOKENIZER,),
+        "prefill_batchless": batchless_files("prefill", specs),
+        "decode_batchless": batchless_files("decode", specs),
+    }
+    return files[part]
 
 
 def digest_file(path: Path, *, progress: Progress | None = None) -> FileDigest:
@@ -188,8 +247,18 @@ def digest_file(path: Path, *, progress: Progress | None = None) -> FileDigest:
 
 
 def load_graph(path: Path) -> onnx.ModelProto:
-    """An ONNX graph without its external data. Raises ArtifactError where the file is damaged."""
+    """An ONNX graph that is complete in itself.
+
+    Raises ArtifactError where the file is damaged, or its data lies in another file.
+    """
+    graph = _parse(path)
+    if any(external_tensors(graph)):
+        raise ArtifactError(f"{path} keeps data in another file, which its graphs never do; export again")
+    return graph
+
+
+def _parse(path: Path) -> onnx.ModelProto:
     try:
         return onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's DecodeError has no public name of its own
-        raise ArtifactError(f"{path} is not an ONNX graph ({error}); export again") from None
+        raise ArtifactError(f"{path} is not an ONNX graph ({reason(error)}); export again") from None

@@ -8,13 +8,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cleave.errors import CheckpointError
+from cleave.errors import CheckpointError, reason
 from cleave.export.families import check_architecture
+from cleave.export.manifest import MANIFEST
 from cleave.export.tensorfile import StoredTensor, read_header
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]
 _SAMPLE = 4096
+_BLOCK = 1 << 24
 
 
 class Checkpoint:
@@ -25,11 +27,14 @@ class Checkpoint:
         self.folder = folder
         config = folder / "config.json"
         if not config.is_file():
-            raise CheckpointError(f"{folder} is not a checkpoint: it has no config.json")
+            hint = ""
+            if (folder / MANIFEST).is_file():
+                hint = "; it looks like an artifact, which is exported already"
+            raise CheckpointError(f"{folder} is not a checkpoint: it has no config.json{hint}")
         try:
             self.config: dict[str, Any] = json.loads(config.read_text("utf-8"))
-        except ValueError as error:
-            raise CheckpointError(f"{config} is not JSON: {error}") from None
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{config} is not JSON: {reason(error)}") from None
         if not isinstance(self.config, dict):
             raise CheckpointError(f"{config} does not hold a JSON object")
         self.architecture = check_architecture(self.config.get("architectures"), where=str(folder))
@@ -68,6 +73,8 @@ class Checkpoint:
         tensors: dict[str, StoredTensor] = {}
         for file in files:
             tensors |= read_header(file)
+        if not tensors:
+            raise CheckpointError(f"{self.folder} has no tensors in its safetensors files")
         return tensors
 
     @cached_property
@@ -87,6 +94,22 @@ class Checkpoint:
         if found is None:
             raise CheckpointError(f"{self.folder} lacks the tensor {name}; is the checkpoint complete?")
         return found
+
+    def same_values(self, name: str, other: str) -> bool:
+        """Whether two tensors are equal byte for byte."""
+        first, second = self.tensor(name), self.tensor(other)
+        if (first.dtype, first.shape) != (second.dtype, second.shape):
+            return False
+        with first.file.open("rb") as one, second.file.open("rb") as two:
+            one.seek(first.offset)
+            two.seek(second.offset)
+            left = first.nbytes
+            while left:
+                size = min(_BLOCK, left)
+                if one.read(size) != two.read(size):
+                    return False
+                left -= size
+        return True
 
     @cached_property
     def fingerprint(self) -> str:
@@ -111,7 +134,7 @@ class Checkpoint:
         if index.is_file():
             try:
                 names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-            except (ValueError, KeyError, AttributeError, TypeError):
+            except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
                 raise CheckpointError(f"{index} is not an index of safetensors files") from None
             files = [self.folder / str(name) for name in names]
             for file in files:
@@ -139,7 +162,6 @@ def _from_hub(model: str) -> Path:
     try:
         return Path(snapshot_download(model, allow_patterns=_HUB_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"{model} is no directory here, and the Hugging Face hub did not give it: {reason}"
+            f"{model} is no directory here, and the Hugging Face hub did not give it: {reason(error)}"
         ) from None

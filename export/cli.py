@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from cleave.errors import ExportError, MissingPackage
+from cleave.export.checkpoint import Checkpoint
 from cleave.export.manifest import DTYPES, PARTS, Manifest
+from cleave.export.request import ExportRequest
 
 
 def export(
@@ -41,12 +44,9 @@ def export(
     max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", help="For --test.")] = 64,
 ) -> None:
     """Cut a checkpoint at attention and write the artifact."""
-    try:
-        import onnxscript  # noqa: F401
-        import torch  # noqa: F401
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise MissingPackage(error.name or "torch", "export", "`cleave export`") from None
+    for package in ("torch", "transformers", "onnxscript"):
+        if not _installed(package):
+            raise MissingPackage(package, "export", "`cleave export`")
     if test:
         from cleave.export.plain import continue_text
 
@@ -54,17 +54,26 @@ def export(
         return
     if output_dir is None:
         raise ExportError("--output_dir is missing; give a folder for the artifact, such as model_files/x")
-    from cleave.export.exporter import ExportRequest
-    from cleave.export.exporter import export as run
-
     request = ExportRequest(
         model, output_dir, tuple(parts or PARTS), num_layers, dtype, device=device, check=check
     )
+    checkpoint = Checkpoint.find(model)
+    # Importing torch takes seconds: a mistake above is told before.
+    from cleave.export.exporter import export as run
+
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
-        manifest = run(request, _Bars(progress).report)
+    quiet = not console.is_terminal  # a log would get a line for each bar
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=quiet) as progress:
+        manifest = run(request, _Bars(progress).report, checkpoint)
     _summary(console, output_dir, manifest)
+
+
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ImportError:
+        return False
 
 
 class _Bars:

@@ -11,7 +11,6 @@ import onnx_ir as ir
 from cleave.errors import ExportError
 from cleave.export.artifact import BATCHFUL, WEIGHTS
 from cleave.export.batchless import batchless_graphs
-from cleave.export.checkpoint import Checkpoint
 from cleave.export.manifest import batchless_files
 from cleave.export.tensorfile import TensorLayout
 from cleave.plugins.spec import AttentionSpec
@@ -24,21 +23,13 @@ def weight_names(graph: ir.Model) -> list[str]:
     return [str(value.name) for value in graph.graph.inputs if value.name not in _ACTIVATIONS]
 
 
-def save_batchful(graph: ir.Model, layout: TensorLayout, checkpoint: Checkpoint, folder: Path) -> None:
-    """Write batchful.onnx, its weights pointing into weights.safetensors as laid out.
-
-    Raises ExportError where the checkpoint's shapes are not those that its config asks for.
-    """
+def save_batchful(graph: ir.Model, layout: TensorLayout, folder: Path) -> None:
+    """Write batchful.onnx, its weights pointing into weights.safetensors as laid out."""
     for value in [value for value in graph.graph.inputs if value.name not in _ACTIVATIONS]:
         name = str(value.name)
         if value.dtype is None or value.shape is None:
             raise ExportError(f"the traced graph does not say the type of {name}")
         shape = tuple(int(size) for size in value.shape if isinstance(size, int))
-        stored = checkpoint.tensor(name).shape
-        if shape != stored:
-            raise ExportError(
-                f"{name} is {list(stored)} in the checkpoint; its config asks for {list(shape)}"
-            )
         graph.graph.inputs.remove(value)
         value.const_value = ir.ExternalTensor(
             WEIGHTS,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cleave.errors import ArtifactError, AttentionError
+from cleave.errors import ArtifactError, AttentionError, reason
 from cleave.plugins.spec import AttentionSpec
 
 MANIFEST = "manifest.json"
@@ -16,6 +17,9 @@ FORMAT = 1
 PARTS = ("batchful", "prefill_batchless", "decode_batchless", "embed_tokens", "tokenizer")
 """What `--export` takes; an artifact is complete when it has all of them."""
 DTYPES = ("float32", "float16", "bfloat16")
+SIZES = ("hidden_size", "vocab_size", "max_position_embeddings")
+"""Entries of the config that every manifest has, whether config.json names them or not."""
+_WHOLE = ("heads", "kv_heads", "head_dim", "window", "rotary_dim", "original_max_position")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,7 @@ class Manifest:
     dtype: str
     num_layers: int
     config: dict[str, Any]
-    """The checkpoint's config.json."""
+    """The checkpoint's config.json, and `SIZES`."""
     specs: tuple[AttentionSpec, ...]
     """The distinct attention specs."""
     spec_of_layer: tuple[int, ...]
@@ -87,13 +91,13 @@ class Manifest:
         return json.dumps(data, indent=1) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, where: Path) -> Manifest:
+    def from_json(cls, text: str | bytes, where: Path) -> Manifest:
         """Read what `to_json` wrote. Raises ArtifactError for another format or a damaged file."""
         try:
             data: Any = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ArtifactError(f"{where} is damaged (not JSON); export again") from None
-        if not isinstance(data, dict) or not isinstance(data.get("format"), int):
+        if not isinstance(data, dict) or type(data.get("format")) is not int or data["format"] < 1:
             raise ArtifactError(f"{where} is not the manifest of a Cleave artifact; export again")
         if data["format"] > FORMAT:
             raise ArtifactError(
@@ -102,8 +106,10 @@ class Manifest:
             )
         try:
             return cls._from_fields(data)
-        except (KeyError, TypeError, ValueError, AttributeError, AttentionError) as error:
-            raise ArtifactError(f"{where} is damaged ({error}); export again") from None
+        except KeyError as error:
+            raise ArtifactError(f"{where} is damaged (it lacks {reason(error)}); export again") from None
+        except (TypeError, ValueError, AttributeError, ArithmeticError, AttentionError) as error:
+            raise ArtifactError(f"{where} is damaged ({reason(error)}); export again") from None
 
     @classmethod
     def _from_fields(cls, data: Mapping[str, Any]) -> Manifest:
@@ -112,23 +118,27 @@ class Manifest:
             source=str(data["source"]),
             fingerprint=str(data["fingerprint"]),
             dtype=str(data["dtype"]),
-            num_layers=int(data["num_layers"]),
+            num_layers=_whole("num_layers", data["num_layers"]),
             config=dict(data["config"]),
-            specs=tuple(AttentionSpec.from_dict(spec) for spec in data["specs"]),
-            spec_of_layer=tuple(int(index) for index in data["spec_of_layer"]),
+            specs=tuple(_spec(spec) for spec in data["specs"]),
+            spec_of_layer=tuple(_whole("spec_of_layer", index, least=0) for index in data["spec_of_layer"]),
             embedding=str(data["embedding"]),
-            embedding_scale=float(data["embedding_scale"]),
+            embedding_scale=_number("embedding_scale", data["embedding_scale"]),
             parts={str(part): tuple(map(str, files)) for part, files in data["parts"].items()},
             files={str(name): FileDigest(**entry) for name, entry in data["files"].items()},
             libraries=dict(data["libraries"]),
             check=dict(data["check"]),
         )
+        for size in SIZES:
+            _whole(size, manifest.config[size])
+        for name, file in manifest.files.items():
+            _whole(f"the size of {name}", file.bytes, least=0)
         if manifest.dtype not in DTYPES:
             raise ValueError(f"dtype {manifest.dtype!r}")
         if len(manifest.spec_of_layer) != manifest.num_layers:
             raise ValueError("as many attention specs as layers are needed")
-        if any(not 0 <= index < len(manifest.specs) for index in manifest.spec_of_layer):
-            raise ValueError("spec_of_layer")
+        if max(manifest.spec_of_layer) >= len(manifest.specs):
+            raise ValueError("spec_of_layer names an attention spec that is not there")
         for name in (*manifest.files, *(name for files in manifest.parts.values() for name in files)):
             if Path(name).name != name or name in (".", "..", MANIFEST):
                 raise ValueError(f"file name {name!r}")
@@ -140,3 +150,26 @@ def batchless_files(kind: str, specs: int) -> tuple[str, ...]:
     names = [f"{kind}_batchless.onnx"]
     names += [f"{kind}_batchless_{index}.onnx" for index in range(1, specs)]
     return tuple(names)
+
+
+def _whole(name: str, value: Any, *, least: int = 1) -> int:
+    if type(value) is not int or value < least:
+        raise ValueError(f"{name} is {value!r}")
+    return value
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} is {value!r}")
+    return float(value)
+
+
+def _spec(data: Any) -> AttentionSpec:
+    """An attention spec whose numbers are numbers; the rest AttentionSpec checks itself."""
+    rope = data["rope"] or {}
+    for name, value in (*data.items(), *rope.items()):
+        if name in _WHOLE and value is not None:
+            _whole(name, value, least=0)
+        elif name not in ("rope", "kind", "truncate") and value is not None:
+            _number(name, value)
+    return AttentionSpec.from_dict(data)

@@ -72,7 +72,10 @@ class _Graph:
         self.model = model
         graph = model.graph
         self.producer = {name: node for node in graph.node for name in node.output}
-        self.cuts = {layer_of(node): node for node in graph.node if is_cut(node)}
+        try:
+            self.cuts = {layer_of(node): node for node in graph.node if is_cut(node)}
+        except ValueError as error:
+            raise ArtifactError(f"the graph is damaged: {error}; export batchful again") from None
         self.layers = len(self.cuts)
         count = sum(is_cut(node) for node in graph.node)
         if count == 0 or sorted(self.cuts) != list(range(count)):

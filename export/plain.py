@@ -14,11 +14,6 @@ def continue_text(
 
     Raises CheckpointError where transformers cannot run it, ExportError for values out of range.
     """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from cleave.export.config import load_config
-
     check_dtype(dtype)
     check_device(device)
     if not text:
@@ -27,6 +22,12 @@ def continue_text(
         raise ExportError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
     checkpoint = Checkpoint.find(model)
     check_layers(num_layers, model=model, layers=checkpoint.layers)
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from cleave.export.config import load_config
+
     default = "float32" if device == "cpu" else checkpoint.dtype
     config = load_config(checkpoint.folder, num_layers)
     checkpoint.require_safetensors()

@@ -17,6 +17,8 @@ from cleave.export.manifest import MANIFEST
 
 _PREFIX = ".export-"
 _LOCK = ".export.lock"
+_BEFORE = "before"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -29,10 +31,28 @@ def staging(output_dir: Path) -> Iterator[Path]:
     """
     if output_dir.exists() and not output_dir.is_dir():
         raise ExportError(f"output_dir {output_dir} is a file; give a folder")
+    made = [folder for folder in (output_dir, *output_dir.parents) if not folder.exists()]
     try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ExportError(f"output_dir {output_dir} cannot be made: {error.strerror}") from None
+        try:
+            output_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ExportError(f"output_dir {output_dir} cannot be made: {error.strerror}") from None
+        with _locked(output_dir), _disk_full_explained(output_dir):
+            for stale in output_dir.glob(f"{_PREFIX}*/"):
+                shutil.rmtree(stale, ignore_errors=True)
+            folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=output_dir))
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # succeeds only where nothing was published
+
+
+@contextlib.contextmanager
+def _locked(output_dir: Path) -> Iterator[None]:
     lock = FileLock(output_dir / _LOCK)
     try:
         lock.acquire(timeout=0)
@@ -41,29 +61,37 @@ def staging(output_dir: Path) -> Iterator[Path]:
     except OSError as error:
         raise ExportError(f"cannot write to output_dir {output_dir}: {error.strerror}") from None
     try:
-        for stale in output_dir.glob(f"{_PREFIX}*/"):
-            shutil.rmtree(stale, ignore_errors=True)
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=output_dir))
-        try:
-            with _disk_full_explained(output_dir):
-                yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        yield
     finally:
         (output_dir / _LOCK).unlink(missing_ok=True)
         lock.release()
-        with contextlib.suppress(OSError):
-            output_dir.rmdir()  # succeeds only where nothing was published
 
 
 def publish(folder: Path, output_dir: Path) -> None:
-    """Move every staged file to its place; the manifest last, so that it never speaks too early."""
+    """Move every staged file to its place; the manifest last, so that it never speaks too early.
+
+    Where one cannot be moved, the others are as before.
+    """
     names = sorted((path.name for path in folder.iterdir()), key=lambda name: (name == MANIFEST, name))
     for name in names:
+        if (output_dir / name).is_dir():
+            raise ExportError(f"{output_dir / name} is a folder where a file is to be; move it away")
         with (folder / name).open("rb") as file:
             os.fsync(file.fileno())
-    for name in names:
-        (folder / name).replace(output_dir / name)
+    before = folder / _BEFORE
+    before.mkdir()
+    try:
+        for name in names:
+            if os.path.lexists(output_dir / name):
+                (output_dir / name).replace(before / name)
+            (folder / name).replace(output_dir / name)
+    except BaseException:
+        for name in names:
+            if os.path.lexists(before / name):
+                (before / name).replace(output_dir / name)
+            elif not (folder / name).exists():
+                (output_dir / name).unlink(missing_ok=True)
+        raise
 
 
 def require_space(output_dir: Path, needed: int) -> None:
@@ -79,8 +107,10 @@ def require_space(output_dir: Path, needed: int) -> None:
 def _disk_full_explained(output_dir: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    except Exception as error:
+        # The tokenizers library reports a full disk as a plain Exception with this text.
+        rust = any(f"(os error {number})" in str(error) for number in _FULL)
+        if rust or (isinstance(error, OSError) and error.errno in _FULL):
             raise ExportError(
                 f"the disk of {output_dir} is full; the export was undone. Free some space and run it again"
             ) from None

@@ -8,6 +8,7 @@ memory; an artifact needs offsets into the file and writes that hold one block a
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ class StoredTensor:
 def read_header(file: Path) -> dict[str, StoredTensor]:
     """The tensors of a safetensors file. Raises TensorFileError where header and size do not agree."""
     size = file.stat().st_size
+    tensors: dict[str, StoredTensor] = {}
     with file.open("rb") as stream:
         start = stream.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
@@ -46,12 +48,10 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             raise TensorFileError(f"{file} is not a safetensors file, or is cut short")
         try:
             header = json.loads(stream.read(length))
-            tensors = {
-                name: _stored(file, 8 + length, entry)
-                for name, entry in header.items()
-                if name != "__metadata__"
-            }
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            for name, entry in header.items():
+                if name != "__metadata__":
+                    tensors[name] = _stored(file, 8 + length, entry)
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
             raise TensorFileError(f"{file} is not a safetensors file: its header cannot be read") from None
     end = max((tensor.offset + tensor.nbytes for tensor in tensors.values()), default=0)
     if end > size:
@@ -62,9 +62,12 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
 def _stored(file: Path, base: int, entry: Mapping[str, Any]) -> StoredTensor:
     begin, end = (int(offset) for offset in entry["data_offsets"])
     shape = tuple(int(size) for size in entry["shape"])
-    if begin < 0 or end < begin:
+    dtype = str(entry["dtype"])
+    if begin < 0 or end < begin or min(shape, default=0) < 0:
         raise ValueError("offsets run backwards")
-    return StoredTensor(file, base + begin, end - begin, str(entry["dtype"]), shape)
+    if dtype in ITEM_BYTES and math.prod(shape) * ITEM_BYTES[dtype] != end - begin:
+        raise ValueError("offsets and shape do not agree")
+    return StoredTensor(file, base + begin, end - begin, dtype, shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +97,7 @@ def plan_layout(
     sizes: dict[str, int] = {}
     end = 0
     for name, dtype, shape in tensors:
-        count = ITEM_BYTES[dtype]
-        for size in shape:
-            count *= size
+        count = ITEM_BYTES[dtype] * math.prod(shape)
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + count]}
         sizes[name] = count
         end += count

@@ -10,10 +10,9 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cleave.errors import CheckpointError, ExportError, reason
-from cleave.export.artifact import end_tokens
+from cleave.export.artifact import GENERATION_CONFIG, end_tokens
 from cleave.export.checkpoint import Checkpoint
 
-_GENERATION = "generation_config.json"
 _PROBES = ("San Francisco is a", " two  spaces\n\nand lines", "naïve café 東京 🎉", "x = [1, 2]; // 3.14")
 _SAVED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
@@ -49,10 +48,10 @@ def export_tokenizer(checkpoint: Checkpoint, folder: Path) -> tuple[str, ...]:
                 f"tokenizer.json encodes {text!r} as {ours} and transformers as {theirs}; "
                 "the tokenizer cannot be served without transformers"
             )
-    if (checkpoint.folder / _GENERATION).is_file():
-        _check_generation_config(checkpoint.folder / _GENERATION)
-        shutil.copyfile(checkpoint.folder / _GENERATION, folder / _GENERATION)
-    names = (*_SAVED, _GENERATION)
+    if (checkpoint.folder / GENERATION_CONFIG).is_file():
+        _check_generation_config(checkpoint.folder / GENERATION_CONFIG)
+        shutil.copyfile(checkpoint.folder / GENERATION_CONFIG, folder / GENERATION_CONFIG)
+    names = (*_SAVED, GENERATION_CONFIG)
     return tuple(name for name in names if (folder / name).is_file())
 
 
@@ -60,5 +59,5 @@ def _check_generation_config(path: Path) -> None:
     """Raises CheckpointError where serving could not read the file."""
     try:
         end_tokens(json.loads(path.read_text("utf-8")))
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {reason(error)}") from None

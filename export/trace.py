@@ -20,7 +20,7 @@ import torch
 from onnxscript import values
 from transformers import AttentionInterface, AutoModelForCausalLM
 
-from cleave.errors import ExportError
+from cleave.errors import CheckpointError, ExportError, reason
 from cleave.export.rope import rope_of
 from cleave.export.simplify import simplify
 from cleave.plugins.schema import DOMAIN, OPERATOR, VERSION, register_schema
@@ -30,6 +30,8 @@ from cleave.plugins.torch_operator import cleave_attention
 OPSET = 23
 """The first one with RMSNormalization."""
 
+EMBEDDING = "model.embed_tokens.weight"
+LM_HEAD = "lm_head.weight"
 _ATTENTION = "cleave"
 
 
@@ -106,12 +108,27 @@ class _Batchful(torch.nn.Module):
 class MetaModel:
     """A model without weights, ready to be traced."""
 
-    def __init__(self, config: Any, dtype: str) -> None:
-        """`config` is a transformers config; `dtype` one of "float32", "float16", "bfloat16"."""
+    def __init__(self, config: Any, dtype: str, architecture: str) -> None:
+        """`config` is a transformers config; `dtype` one of "float32", "float16", "bfloat16".
+
+        Raises CheckpointError where the config makes no model, or not one of `architecture`.
+        """
         self.config = config
         self.dtype: torch.dtype = getattr(torch, dtype)
-        with torch.device("meta"), _quiet():
-            self.model = AutoModelForCausalLM.from_config(config, dtype=self.dtype).eval()
+        try:
+            with torch.device("meta"), _quiet():
+                self.model = AutoModelForCausalLM.from_config(config, dtype=self.dtype).eval()
+        except Exception as error:  # sizes that do not fit together fail anywhere inside
+            raise CheckpointError(f"transformers makes no model of the config: {reason(error)}") from None
+        made = type(self.model).__name__
+        if made != architecture:
+            raise CheckpointError(
+                f"config.json names {architecture}, and its model_type {config.model_type} makes {made}"
+            )
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every weight by its name in the checkpoint; a tied lm_head is the embedding."""
+        return {name: tuple(weight.shape) for name, weight in self.model.named_parameters()}
 
     def attention_specs(self) -> tuple[AttentionSpec, ...]:
         """The attention spec of every layer, read off one run of the model on the meta device."""
@@ -158,8 +175,8 @@ class MetaModel:
     def _weight_name(self, name: str) -> str:
         """A parameter's name in the trace -> the tensor's name in the checkpoint."""
         name = name.removeprefix("model.")
-        if name == "lm_head.weight" and self.config.tie_word_embeddings:
-            return "model.embed_tokens.weight"
+        if name == LM_HEAD and self.config.tie_word_embeddings:
+            return EMBEDDING
         return name
 
     def _example(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from cleave.errors import ExportError
 from cleave.export.checkpoint import Checkpoint
-from cleave.export.tensorfile import (
-    ITEM_BYTES,
-    StoredTensor,
-    TensorFileWriter,
-    TensorLayout,
-    plan_layout,
-)
+from cleave.export.tensorfile import StoredTensor, TensorFileWriter, TensorLayout, plan_layout
 
 _BLOCK = 1 << 24
 _TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -24,6 +18,21 @@ STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 Advance = Callable[[int], None]
 """Called with the bytes written since the last call."""
+
+
+def check_tensors(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare the checkpoint's tensors with the shapes that its config asks for, by their headers.
+
+    Raises CheckpointError where one is lacking, ExportError for a shape or dtype that cannot be exported.
+    """
+    for name, wanted in shapes.items():
+        tensor = checkpoint.tensor(name)
+        if tensor.shape != wanted:
+            raise ExportError(
+                f"{name} is {list(tensor.shape)} in the checkpoint; its config asks for {list(wanted)}"
+            )
+        if tensor.dtype not in _TORCH:
+            raise ExportError(f"{name} is {tensor.dtype}; Cleave exports {', '.join(_TORCH)}")
 
 
 def weights_layout(
@@ -51,8 +60,6 @@ def write_weights(
         for name in layout.sizes:
             writer.begin(name)
             tensor = checkpoint.tensor(name)
-            if tensor.dtype not in _TORCH:
-                raise ExportError(f"{name} is {tensor.dtype}; Cleave exports {', '.join(_TORCH)}")
             _copy(name, tensor, _TORCH[STORED[dtype]], writer, advance)
 
 
@@ -74,19 +81,10 @@ def _copy(
             else:
                 values = torch.frombuffer(block, dtype=source)
                 narrow = values.to(dtype)
-                if not bool(torch.isfinite(narrow).all()) and bool(torch.isfinite(values).all()):
+                if bool((torch.isinf(narrow) & torch.isfinite(values)).any()):
                     raise ExportError(
                         f"{name} has values beyond {dtype}; export with --dtype bfloat16 or float32"
                     )
                 converted = memoryview(narrow.view(torch.uint8).numpy().data)
             writer.write(converted)
             advance(converted.nbytes)
-
-
-def stored_bytes(checkpoint: Checkpoint, names: Iterable[str], dtype: str) -> int:
-    """Bytes that `names` take in `dtype`."""
-    total = 0
-    for name in names:
-        tensor = checkpoint.tensor(name)
-        total += tensor.nbytes // ITEM_BYTES.get(tensor.dtype, 1) * ITEM_BYTES[STORED[dtype]]
-    return total

@@ -26,6 +26,12 @@ class PageKeys:
         self._keys: list[bytes] = []
         self._rest: list[int] = []
 
+    def append(self, token: int) -> None:
+        """Add one token to the end of the history."""
+        self._rest.append(token)
+        if len(self._rest) == self.page_size:
+            self.extend(())
+
     def extend(self, tokens: Iterable[int]) -> None:
         """Add tokens to the end of the history."""
         rest, size = self._rest, self.page_size

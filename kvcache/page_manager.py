@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from cleave.errors import AttentionError, OutOfPages
 from cleave.kvcache.budget import pages_for
 from cleave.kvcache.keys import PageKeys
 from cleave.kvcache.pool import PagePool
 from cleave.kvcache.prefix import PrefixCache, PrefixStats
 from cleave.kvcache.step import Chunk
-from cleave.kvcache.table import PageTable
+from cleave.kvcache.table import PageTable, PageTables
 
 
 @dataclass(slots=True)
@@ -36,6 +39,7 @@ class PageManager:
         self.page_size = page_size
         self._pool = PagePool(num_pages)
         self._prefix = PrefixCache(self._pool)
+        self._rows = PageTables()
         self._tables: dict[int, PageTable] = {}
         self._reserved: _Reserved | None = None
 
@@ -73,7 +77,7 @@ class PageManager:
         """
         if sequence in self._tables:
             raise AttentionError(f"sequence {sequence} is open already; close it first")
-        table = PageTable(self.page_size, keys)
+        table = PageTable(self._rows, self.page_size, keys)
         if keys is not None:
             pages = self._prefix.find(keys)
             self._prefix.take(pages)
@@ -94,11 +98,16 @@ class PageManager:
         if self._reserved is not None and any(chunk.sequence == sequence for chunk in self._reserved.chunks):
             raise AttentionError(f"sequence {sequence} is in the planned step; commit() or rollback() first")
         self._prefix.give_back(table.pages.tolist())
+        table.close()
         del self._tables[sequence]
 
     def is_open(self, sequence: int) -> bool:
         """Whether the sequence was opened and not closed."""
         return sequence in self._tables
+
+    def gather(self, tables: Sequence[PageTable]) -> npt.NDArray[np.int32]:
+        """[tables, pages] int32: the pages of each table in order; unused entries are -1."""
+        return self._rows.gather([table.row for table in tables], max(table.count for table in tables))
 
     def length(self, sequence: int) -> int:
         """Tokens of the sequence that the cache holds. Raises AttentionError where it is not open."""
@@ -118,10 +127,12 @@ class PageManager:
 
     def needed(self, step: Sequence[Chunk]) -> int:
         """Pages that `reserve(step)` takes; a sequence that is not open counts as empty."""
-        empty = PageTable(self.page_size)
-        return sum(
-            self._tables.get(chunk.sequence, empty).missing(chunk.start + chunk.count) for chunk in step
-        )
+        needed = 0
+        for chunk in step:
+            pages = pages_for(chunk.start + chunk.count, self.page_size)
+            table = self._tables.get(chunk.sequence)
+            needed += max(0, pages - table.count) if table else pages
+        return needed
 
     def reserve(self, step: Sequence[Chunk]) -> list[PageTable]:
         """Give the sequences of a step the pages it needs; their tables, in the order of the chunks.
@@ -134,16 +145,18 @@ class PageManager:
             raise AttentionError("a step is planned already; commit() or rollback() it first")
         tables = [self.table(chunk.sequence) for chunk in step]
         pages_before = [table.count for table in tables]
-        missing = [
-            table.missing(chunk.start + chunk.count) for table, chunk in zip(tables, step, strict=True)
-        ]
-        fresh = self._allocate(sum(missing))
+        growing: list[tuple[PageTable, int]] = []
+        size, missing = self.page_size, 0
+        for table, chunk in zip(tables, step, strict=True):
+            if chunk.start + chunk.count > table.count * size:
+                growing.append((table, table.missing(chunk.start + chunk.count)))
+                missing += growing[-1][1]
+        fresh = self._allocate(missing)
         self._reserved = _Reserved(tuple(step), pages_before)
         taken = 0
-        for table, count in zip(tables, missing, strict=True):
-            if count:
-                table.extend(fresh[taken : taken + count])
-                taken += count
+        for table, count in growing:
+            table.extend(fresh[taken : taken + count])
+            taken += count
         return tables
 
     def commit(self) -> None:
@@ -151,10 +164,11 @@ class PageManager:
 
         Raises AttentionError where none is planned.
         """
+        tables, size = self._tables, self.page_size
         for chunk in self._end().chunks:
-            table = self._tables[chunk.sequence]
-            table.length = chunk.start + chunk.count
-            if table.keys is not None:
+            table = tables[chunk.sequence]
+            table.length = end = chunk.start + chunk.count
+            if table.keys is not None and end // size > table.published:
                 self._publish(table, table.keys)
 
     def rollback(self) -> None:

@@ -158,29 +158,31 @@ class AttentionServer:
             raise AttentionError("a step is planned already; commit() or rollback() it first")
         if not step:
             raise AttentionError("the step is empty; it needs at least one chunk")
-        lengths = [self.pages.length(chunk.sequence) for chunk in step]
-        if len({chunk.sequence for chunk in step}) != len(step):
-            raise AttentionError(
-                "a sequence has two chunks in one step; join them, or run them one after the other"
-            )
-        for chunk, length in zip(step, lengths, strict=True):
-            if chunk.count <= 0:
+        names: set[int] = set()
+        rows = 0
+        for sequence, start, count in [(chunk.sequence, chunk.start, chunk.count) for chunk in step]:
+            length = self.pages.length(sequence)
+            if count <= 0:
+                raise AttentionError(f"the chunk of sequence {sequence} has {count} tokens; it needs one")
+            if sequence in names:
                 raise AttentionError(
-                    f"the chunk of sequence {chunk.sequence} has {chunk.count} tokens; it needs one"
+                    "a sequence has two chunks in one step; join them, or run them one after the other"
                 )
-            if chunk.start != length:
+            if start != length:
                 raise AttentionError(
-                    f"the chunk of sequence {chunk.sequence} starts at {chunk.start}; "
+                    f"the chunk of sequence {sequence} starts at {start}; "
                     f"the cache holds {length} tokens, so it must start at {length}"
                 )
-            if chunk.start + chunk.count > self._shape.max_position:
+            if start + count > self._shape.max_position:
                 raise AttentionError(
-                    f"sequence {chunk.sequence} would grow to {chunk.start + chunk.count} tokens; "
+                    f"sequence {sequence} would grow to {start + count} tokens; "
                     f"max_position allows {self._shape.max_position}"
                 )
-        if _rows(step) > self._shape.max_tokens:
+            names.add(sequence)
+            rows += count
+        if rows > self._shape.max_tokens:
             raise AttentionError(
-                f"the step has {_rows(step)} tokens; max_tokens allows {self._shape.max_tokens}: split it"
+                f"the step has {rows} tokens; max_tokens allows {self._shape.max_tokens}: split it"
             )
 
     def _build(self, step: Sequence[Chunk], tables: list[PageTable]) -> StepPlan:
@@ -188,9 +190,7 @@ class AttentionServer:
         starts = np.array([chunk.start for chunk in step], np.int64)
         offsets = np.zeros(len(step) + 1, np.int64)
         np.cumsum(counts, out=offsets[1:])
-        page_table = np.full((len(step), max(table.count for table in tables)), -1, np.int32)
-        for row, table in zip(page_table, tables, strict=True):
-            row[: table.count] = table.pages
+        page_table = self.pages.gather(tables)
         chunk_of_row = np.repeat(np.arange(len(step)), counts)
         positions = np.arange(offsets[-1]) + (starts - offsets[:-1])[chunk_of_row]
         pages, places = np.divmod(positions, self._shape.page_size)

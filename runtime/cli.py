@@ -59,7 +59,8 @@ def run(
 
 def _load(model: Path, engine: str | None, attention: str, threads: int | None) -> LLM:
     columns = (TextColumn("checking {task.description}"), BarColumn(), DownloadColumn(binary_units=True))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("")
 
         def report(name: str, done: int, total: int) -> None:
@@ -70,10 +71,10 @@ def _load(model: Path, engine: str | None, attention: str, threads: int | None) 
 
 def _stream(llm: LLM, text: str, params: SamplingParams) -> int:
     """Print the prompt and then the answer as it comes; gives back the number of tokens."""
-    sys.stdout.write(text)
     count = 0
     for chunk in llm.stream(text, params):
-        sys.stdout.write(chunk.text)
+        # The prompt comes with the first chunk: one that is refused is not printed at all.
+        sys.stdout.write(chunk.text if count else text + chunk.text)
         sys.stdout.flush()
         count += len(chunk.token_ids)
     sys.stdout.write("\n")

@@ -93,10 +93,10 @@ class LLM:
     ) -> list[Completion]:
         """Answer all prompts in one batch; the answers come in the order of the prompts.
 
-        A prompt is text or a list of token ids; `params` is for all of them, or one for each. Of requests that run at the same time, those with a
-        lower `priority` are more urgent. A request that makes the engine fail has the finish_reason
-        "error", and the others are answered. Raises RequestError before anything runs if one of the
-        prompts is not allowed.
+        A prompt is text or a list of token ids; `params` is for all of them, or one for each. Of
+        requests that run at the same time, those with a lower `priority` are more urgent. A request
+        that makes the engine fail has the finish_reason "error", and the others are answered. Raises
+        RequestError before anything runs if one of the prompts is not allowed.
         """
         listed = _as_list(prompts)
         requests = self._submit(listed, _one_for_each(params, len(listed)), priority)
@@ -140,6 +140,8 @@ class LLM:
     def _submit(
         self, prompts: list[Prompt], params: Sequence[SamplingParams], priority: int
     ) -> list[_Request]:
+        if not isinstance(priority, int):
+            raise RequestError(f"priority is {priority!r}; it must be a whole number, lower is more urgent")
         requests = []
         for offset, (prompt, wanted) in enumerate(zip(prompts, params, strict=True)):
             sequence = self._model.sequence(self._next + offset, prompt, wanted, priority)
@@ -168,9 +170,18 @@ class LLM:
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
-    if prompts and all(isinstance(item, int) for item in prompts):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]
+    try:
+        listed: list[Any] = list(prompts)
+        if isinstance(prompts, bytes):
+            raise TypeError
+    except TypeError:
+        raise RequestError(f"a prompt is text or a list of token ids, and not {prompts!r}") from None
+    return [listed] if listed and all(map(_is_token, listed)) else listed
+
+
+def _is_token(item: object) -> bool:
+    """Whether it is no prompt by itself; numbers of torch have a length, and fail when asked for it."""
+    return not hasattr(item, "__len__") or getattr(item, "shape", None) == ()
 
 
 def _one_for_each(

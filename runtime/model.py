@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 import psutil
 
-from cleave.errors import EngineError, RequestError
+from cleave.errors import AttentionError, EngineError, RequestError
 from cleave.export.artifact import Artifact, Progress, load_graph
 from cleave.export.pieces import widen
-from cleave.kvcache.budget import page_bytes, pages_for
+from cleave.kvcache.backend import backend_names
+from cleave.kvcache.budget import mib, page_bytes, pages_for
 from cleave.kvcache.keys import PageKeys
 from cleave.kvcache.server import AttentionServer
-from cleave.runtime.engines.engine import Engine, EngineOptions, create_engine
+from cleave.runtime.engines.engine import Engine, EngineOptions, check_engine_kind, create_engine
 from cleave.runtime.request import Prompt, SamplingParams
 from cleave.runtime.sequence import Sequence
 from cleave.runtime.tokenizer import Tokenizer
@@ -22,6 +24,14 @@ from cleave.runtime.tokenizer import Tokenizer
 _log = logging.getLogger("cleave")
 _MEMORY_SHARE = 0.25
 _ITEM_BYTES = 4
+_COUNTS = (
+    "max_model_len",
+    "kv_cache_bytes",
+    "max_tokens_per_step",
+    "max_sequences",
+    "page_size",
+    "threads",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +58,16 @@ class ModelOptions:
     """Compare the artifact's files with their SHA-256 first."""
 
     def __post_init__(self) -> None:
-        """Raises EngineError for values that are not allowed."""
-        for name in ("max_model_len", "kv_cache_bytes", "max_tokens_per_step", "max_sequences", "threads"):
+        """Raises EngineError for values that are not allowed, AttentionError for an unknown backend."""
+        for name in _COUNTS:
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise EngineError(f"{name} is {value}; it must be at least 1")
+            if value is not None and (not isinstance(value, Integral) or value < 1):
+                raise EngineError(f"{name} is {value!r}; it must be a whole number, and at least 1")
+        # Asked for by name before the files are compared with their digests, which takes a while.
+        check_engine_kind(self.engine)
+        if self.attention not in backend_names():
+            known = ", ".join(backend_names())
+            raise AttentionError(f"there is no attention backend {self.attention!r}; there are: {known}")
 
 
 class Model:
@@ -97,8 +112,10 @@ class Model:
         Raises RequestError for a prompt that is empty, too long for the context or for the KV cache, or
         has ids out of the vocabulary: before anything is spent on it.
         """
+        if not isinstance(prompt, str) and (isinstance(prompt, bytes) or not hasattr(prompt, "__len__")):
+            raise RequestError(f"a prompt is text or a list of token ids, and not {prompt!r}")
         tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else self.tokenizer.check(prompt)
-        if not prompt or not tokens:
+        if len(prompt) == 0 or not tokens:
             raise RequestError("the prompt is empty; give at least one token")
         room = self.max_length - len(tokens)
         if room < 1:
@@ -110,12 +127,13 @@ class Model:
         stored = len(tokens) + max_tokens - 1
         needed = pages_for(stored, self.options.page_size)
         if needed > self.attention.num_pages:
+            most = self.attention.num_pages * self.options.page_size - len(tokens) + 1
             raise RequestError(
                 f"the request may grow to {stored} cached tokens, which need "
-                f"{_mib(needed * self.page_bytes)} of KV cache; there are "
-                f"{_mib(self.attention.num_pages * self.page_bytes)}: lower max_tokens to "
-                f"{self.attention.num_pages * self.options.page_size - len(tokens) + 1} or less, "
-                "or raise kv_cache_bytes"
+                f"{mib(needed * self.page_bytes)} of KV cache; there are "
+                f"{mib(self.attention.num_pages * self.page_bytes)}: "
+                + (f"lower max_tokens to {most} or less" if most > 0 else "give a shorter prompt")
+                + ", or raise kv_cache_bytes"
             )
         stops = frozenset[int]() if params.ignore_eos else self.eos_token_ids
         keys = PageKeys(self.options.page_size) if self.options.prefix_cache else None
@@ -147,8 +165,8 @@ class Model:
         free = int(psutil.virtual_memory().available * _MEMORY_SHARE)
         if free < self.page_bytes:
             raise EngineError(
-                f"a quarter of the free memory is {_mib(free)}, and one page of the KV cache needs "
-                f"{_mib(self.page_bytes)}; free some memory or set kv_cache_bytes"
+                f"a quarter of the free memory is {mib(free)}, and one page of the KV cache needs "
+                f"{mib(self.page_bytes)}; free some memory or set kv_cache_bytes"
             )
         return min(wanted, free // self.page_bytes)
 
@@ -160,7 +178,3 @@ def _wide_graphs(artifact: Artifact) -> list[tuple[bytes, bytes]]:
     for path in {path for pair in pairs for path in pair}:
         wide[path] = widen(load_graph(path)).SerializeToString()
     return [(wide[prefill], wide[decode]) for prefill, decode in pairs]
-
-
-def _mib(count: int) -> str:
-    return f"{count / 2**20:.1f} MiB"

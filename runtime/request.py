@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -27,11 +28,17 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         """Raises RequestError for values that are not allowed."""
-        if self.temperature != 0:
+        if isinstance(self.temperature, bool) or self.temperature != 0:
             raise RequestError(
                 f"temperature is {self.temperature}; only greedy decoding is there: temperature=0"
             )
-        if self.max_tokens is not None and self.max_tokens < 1:
+        if self.max_tokens is None:
+            return
+        try:
+            object.__setattr__(self, "max_tokens", operator.index(self.max_tokens))
+        except TypeError:
+            raise RequestError(f"max_tokens is {self.max_tokens!r}, which is no whole number") from None
+        if self.max_tokens < 1:
             raise RequestError(
                 f"max_tokens is {self.max_tokens}; it must be at least 1, or None for no limit"
             )

@@ -113,18 +113,15 @@ class Scheduler:
         prompts = self._decode(draft)
         while draft.budget:
             head = self._waiting.first if self._waiting else None
-            if head is not None and (not prompts or head.urgency < prompts[0].urgency):
-                if self._admit(head, draft):
-                    self._prefill(head, draft)
-                    continue
-                if not prompts:
-                    break
-                head = None
-            if not prompts:
+            is_next = head is not None and (not prompts or head.urgency < prompts[0].urgency)
+            if head is not None and is_next and self._admit(head, draft):
+                self._prefill(head, draft)
+            elif prompts:
+                sequence = prompts.popleft()
+                if sequence.status == "running":
+                    self._prefill(sequence, draft)
+            else:
                 break
-            sequence = prompts.popleft()
-            if sequence.status == "running":
-                self._prefill(sequence, draft)
         self._in_flight = tuple(draft.chunks.values())
         return self._in_flight
 
@@ -136,10 +133,12 @@ class Scheduler:
         """
         step, self._in_flight = self._in_flight, ()
         ended = []
+        length_of = self._pages.length
         for chunk in step:
             sequence = chunk.sequence
-            if self._pages.length(sequence.id) == chunk.end:
-                sequence.cached = chunk.end
+            end = chunk.start + chunk.count
+            if length_of(sequence.id) == end:
+                sequence.cached = end
                 if chunk.samples:
                     sequence.append(outcome.tokens[sequence.id])
             if sequence.finish_reason is None and sequence.id in outcome.errors:
@@ -173,13 +172,15 @@ class Scheduler:
         page_size = self._pages.page_size
         lacking: list[Sequence] = []
         for sequence in self._running:
-            if sequence.pending > 1:
+            start = sequence.cached
+            if start + 1 < sequence.length:
                 prompts.append(sequence)
                 draft.outstanding += self._missing(sequence)
-            elif sequence.cached % page_size:
-                self._put(sequence, 1, draft)
+            elif start % page_size:
+                draft.chunks[sequence.id] = ScheduledChunk(sequence, start, 1, True)
             else:
                 lacking.append(sequence)
+        draft.budget -= len(draft.chunks)
         draft.outstanding += len(lacking)
         for sequence in lacking:
             while sequence.status == "running" and not draft.room:
@@ -227,6 +228,8 @@ class Scheduler:
 
     def _would_fit(self, head: Sequence, draft: _Draft) -> bool:
         """Whether it might fit without the less urgent ones, taking all of their pages for their own."""
+        if not self._running or self._running.last.urgency < head.urgency:
+            return False
         running = len(self._running)
         left = self._pages.available_pages - draft.outstanding - running
         cost = self._pages.cost(head.length, head.keys)

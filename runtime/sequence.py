@@ -70,7 +70,7 @@ class Sequence:
         """Add a generated token, and end the sequence where that is due."""
         self.output.append(token)
         if self.keys is not None:
-            self.keys.extend((token,))
+            self.keys.append(token)
         if token in self.stop_token_ids:
             self.finish("stop")
         elif len(self.output) >= self.max_tokens:

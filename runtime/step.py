@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from cleave.runtime.sequence import Sequence
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ScheduledChunk:
     """Tokens `start:start + count` of a sequence."""
 

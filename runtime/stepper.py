@@ -6,7 +6,7 @@ import logging
 
 import numpy as np
 
-from cleave.errors import CleaveError
+from cleave.errors import CleaveError, reason
 from cleave.kvcache.server import AttentionServer
 from cleave.kvcache.step import Chunk
 from cleave.runtime.engines.engine import Engine
@@ -96,4 +96,4 @@ def _runs_allowed(requests: int) -> int:
 
 
 def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, CleaveError) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, CleaveError) else f"{type(error).__name__}: {reason(error)}"

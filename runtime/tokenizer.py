@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer as RustTokenizer
 
-from cleave.errors import ArtifactError, RequestError
+from cleave.errors import ArtifactError, RequestError, reason
 
 
 class Tokenizer:
@@ -18,12 +19,22 @@ class Tokenizer:
         try:
             self._tokenizer = RustTokenizer.from_file(str(file))
         except Exception as error:  # the library raises nothing more precise
-            raise ArtifactError(f"{file} is not a tokenizer.json ({error}); export tokenizer again") from None
+            raise ArtifactError(
+                f"{file} is not a tokenizer.json ({reason(error)}); export tokenizer again"
+            ) from None
         self._vocab_size = vocab_size
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Tokens of a text, special tokens added as the checkpoint does."""
-        return tuple(self._tokenizer.encode(text).ids)
+        """Tokens of a text, special tokens added as the checkpoint does.
+
+        Raises RequestError for a text with bytes that are no characters, or with a token that the
+        embedding does not have: some checkpoints have more tokens than rows.
+        """
+        try:
+            ids = self._tokenizer.encode(text).ids
+        except Exception:  # the library has a TypeError for lone surrogates
+            raise RequestError(f"the prompt {text[:40]!a} is not text that UTF-8 can encode") from None
+        return self.check(ids)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of tokens; special tokens are left out, half characters are U+FFFD."""
@@ -31,12 +42,21 @@ class Tokenizer:
         return text
 
     def check(self, token_ids: Sequence[int]) -> tuple[int, ...]:
-        """The ids as a tuple. Raises RequestError for one that the vocabulary does not have."""
-        for token in token_ids:
-            if isinstance(token, bool) or not isinstance(token, int):
-                raise RequestError(f"token id {token!r} is not an integer")
+        """The ids as a tuple of int. Raises RequestError for one that the vocabulary does not have."""
+        checked = tuple(map(_integer, token_ids))
+        for token in checked:
             if not 0 <= token < self._vocab_size:
                 raise RequestError(
                     f"token id {token} is out of the vocabulary; ids go from 0 to {self._vocab_size - 1}"
                 )
-        return tuple(token_ids)
+        return checked
+
+
+def _integer(token: object) -> int:
+    """A token id as int, be it an int of Python, of numpy or of torch."""
+    try:
+        if isinstance(token, bool):
+            raise TypeError
+        return operator.index(token)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise RequestError(f"token id {token!r} is not an integer") from None

@@ -17,8 +17,6 @@ from cleave.export.artifact import Artifact
 from cleave.kvcache.spec import AttentionSpec
 from cleave.kvcache.step import Chunk
 
-ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-
 
 @dataclass(frozen=True, slots=True)
 class Work:

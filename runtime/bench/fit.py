@@ -6,11 +6,10 @@ import psutil
 
 from cleave.errors import BenchError
 from cleave.export.artifact import Artifact
-from cleave.kvcache.budget import page_bytes, pages_for
-from cleave.runtime.bench.counts import ITEM_BYTES
+from cleave.kvcache.budget import mib, page_bytes, pages_for
+from cleave.kvcache.memory_plan import ITEM_BYTES
 
 PAGE_SIZE = 16
-_GIB = 1 << 30
 
 
 def kv_bytes_for(
@@ -49,8 +48,8 @@ def _too_much(batch: int, prompt: int, output: int, needed: int, room: int, page
     if longest > 1 and pages // batch:
         fits.append(f"{longest} tokens a request, prompt and output together, at batch {batch}")
     return (
-        f"batch {batch} with prompt {prompt} and output {output} needs {needed / _GIB:.2f} GiB of KV cache, "
-        f"and beside the weights {room / _GIB:.2f} GiB of memory are free; "
+        f"batch {batch} with prompt {prompt} and output {output} needs {mib(needed)} of KV cache, "
+        f"and beside the weights {mib(room)} of memory are free; "
         + (f"what would fit: {', or '.join(fits)}" if fits else "not even one such request would fit")
     )
 

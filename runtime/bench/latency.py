@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from cleave.errors import BenchError
 from cleave.export.artifact import Artifact
-from cleave.runtime.bench.counts import ITEM_BYTES, ModelShape, total
+from cleave.kvcache.memory_plan import ITEM_BYTES
+from cleave.runtime.bench.counts import ModelShape, total
 from cleave.runtime.bench.fit import PAGE_SIZE, kv_bytes_for
 from cleave.runtime.bench.limits import CpuProbe, Limits, last_level_cache
 from cleave.runtime.bench.lockstep import Lockstep, decode_steps, ending_rows, prefill_steps

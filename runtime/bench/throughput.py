@@ -12,8 +12,9 @@ import numpy as np
 
 from cleave.errors import BenchError
 from cleave.export.artifact import Artifact
+from cleave.kvcache.memory_plan import ITEM_BYTES
 from cleave.kvcache.step import Chunk
-from cleave.runtime.bench.counts import ITEM_BYTES, ModelShape, Work
+from cleave.runtime.bench.counts import ModelShape, Work
 from cleave.runtime.bench.latency import limits_figures, model_figures
 from cleave.runtime.bench.limits import CpuProbe
 from cleave.runtime.bench.phase import middle_limits
@@ -90,7 +91,6 @@ def run_throughput(request: ThroughputRequest) -> dict[str, Any]:
             "--prompt or --output"
         )
     workload = Workload.draw(request, artifact.manifest.vocab_size)
-    probe = CpuProbe(request.threads)
     llm = LLM(
         request.artifact,
         request.engine,
@@ -101,6 +101,7 @@ def run_throughput(request: ThroughputRequest) -> dict[str, Any]:
         kv_cache_bytes=request.kv_cache_bytes,
         verify=False,
     )
+    probe = CpuProbe(request.threads)
     try:
         llm.generate(workload.prompts[:_WARM_UP], SamplingParams(max_tokens=2, ignore_eos=True))
         limits = [probe.measure() for _ in range(_PROBES)]

@@ -1,0 +1,151 @@
+"""The step as a transaction: who fails, who goes on, and how many runs that takes."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cleave.errors import EngineError
+from cleave.kvcache.server import AttentionServer
+from cleave.kvcache.spec import AttentionSpec
+from cleave.runtime.sequence import Sequence
+from cleave.runtime.step import ScheduledChunk, Step, StepOutcome
+from cleave.runtime.stepper import Stepper, _runs_allowed
+
+
+class Engine:
+    """Fails on steps with a token of `bad`, in each run whose number is in `faults`, and interrupts."""
+
+    kind, notes = "test", ()
+
+    def __init__(self) -> None:
+        self.bad: set[int] = set()
+        self.faults: set[int] = set()
+        self.interrupt_at: int | None = None
+        self.runs: list[list[int]] = []
+
+    def run(self, token_ids: Any, logit_rows: Any, attention: Any) -> Any:
+        self.runs.append(token_ids.tolist())
+        if len(self.runs) - 1 == self.interrupt_at:
+            raise KeyboardInterrupt
+        if len(self.runs) - 1 in self.faults:
+            raise RuntimeError("the wires are loose")
+        if self.bad & set(self.runs[-1]):
+            raise EngineError("token is bad")
+        logits = np.zeros((len(logit_rows), 200), np.float32)
+        logits[np.arange(len(logit_rows)), token_ids[logit_rows] + 100] = 1
+        return logits
+
+    def close(self) -> None: ...
+
+
+class Rig:
+    """`count` sequences of one token each; sequence n has the token n, and n + 100 comes next."""
+
+    def __init__(self, count: int) -> None:
+        self.engine = Engine()
+        self.server = AttentionServer(
+            [AttentionSpec(1, 1, 8, 1.0)], num_pages=count, max_position=64, max_tokens=512, threads=1
+        )
+        self.stepper = Stepper(self.engine, self.server)
+        sequences = [Sequence(name, (name,), 4, frozenset()) for name in range(count)]
+        for name in range(count):
+            self.server.open(name)
+        self.step: Step = tuple(ScheduledChunk(sequence, 0, 1, True) for sequence in sequences)
+
+    def run(self, step: Step | None = None) -> StepOutcome:
+        outcome = StepOutcome()
+        self.stepper.run(self.step if step is None else step, outcome)
+        self.server.check()
+        return outcome
+
+    def committed(self) -> set[int]:
+        return {chunk.sequence.id for chunk in self.step if self.server.length(chunk.sequence.id)}
+
+
+@pytest.fixture(autouse=True)
+def _quiet(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, "cleave")
+
+
+def test_a_step_that_works_runs_once() -> None:
+    rig = Rig(5)
+    assert rig.run() == StepOutcome({name: name + 100 for name in range(5)}, {})
+    assert len(rig.engine.runs) == 1
+    assert rig.committed() == set(range(5))
+
+
+@pytest.mark.parametrize("culprits", [{0}, {63}, {17, 40}, {1, 2, 3, 4}])
+def test_only_the_culprits_end_with_their_reason(culprits: set[int]) -> None:
+    rig = Rig(64)
+    rig.engine.bad = culprits
+    outcome = rig.run()
+    assert outcome.errors == dict.fromkeys(culprits, "token is bad")
+    assert set(outcome.tokens) == set(range(64)) - culprits == rig.committed()
+    assert len(rig.engine.runs) <= 1 + len(culprits) * (2 * 6 + 1)
+
+
+def test_a_fault_that_passes_is_nobodys() -> None:
+    rig = Rig(8)
+    rig.engine.faults = {0}
+    assert set(rig.run().tokens) == set(range(8))
+    assert len(rig.engine.runs) == 3
+    alone = Rig(1)
+    alone.engine.faults = {0}
+    assert alone.run() == StepOutcome({0: 100}, {})
+
+
+def test_a_request_that_fails_alone_has_the_type_of_a_foreign_error_in_its_reason() -> None:
+    rig = Rig(1)
+    rig.engine.faults = {0, 1}
+    assert rig.run().errors == {0: "RuntimeError: the wires are loose"}
+
+
+def test_the_runs_of_one_step_are_bounded_and_who_was_put_off_comes_first_next_time() -> None:
+    rig = Rig(100)
+    rig.engine.bad = set(range(100))
+    done: set[int] = set()
+    while len(done) < 100:
+        before = len(rig.engine.runs)
+        rest = tuple(chunk for chunk in rig.step if chunk.sequence.id not in done)
+        put_off = set(rig.stepper._put_off)
+        outcome = rig.run(rest)
+        assert outcome.errors
+        assert len(rig.engine.runs) - before <= _runs_allowed(len(rest))
+        if put_off and len(outcome.errors) <= len(put_off):
+            assert set(outcome.errors) <= put_off
+        done |= set(outcome.errors)
+    assert not rig.committed()
+
+
+def test_an_interrupt_undoes_its_part_and_goes_on_to_the_caller() -> None:
+    rig = Rig(4)
+    rig.engine.faults, rig.engine.interrupt_at = {0}, 2
+    outcome = StepOutcome()
+    with pytest.raises(KeyboardInterrupt):
+        rig.stepper.run(rig.step, outcome)
+    rig.server.check()
+    assert set(outcome.tokens) == rig.committed() == {0, 1}
+    assert not rig.server.pages.has_step
+    assert set(rig.run(rig.step[2:]).tokens) == {2, 3}
+
+
+def test_logits_that_are_no_numbers_are_the_fault_of_their_row_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(8)
+    run = rig.engine.run
+
+    def overflow(token_ids: Any, logit_rows: Any, attention: Any) -> Any:
+        logits = run(token_ids, logit_rows, attention)
+        logits[token_ids[logit_rows] == 5] = np.nan
+        return logits
+
+    monkeypatch.setattr(rig.engine, "run", overflow)
+    outcome = rig.run()
+    assert set(outcome.errors) == {5}
+    assert "not finite" in outcome.errors[5]
+    assert set(outcome.tokens) == set(range(8)) - {5}

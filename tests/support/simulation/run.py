@@ -1,0 +1,299 @@
+"""Run a scenario, and look at everything after every step."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from cleave.errors import RequestError
+from cleave.kvcache.keys import PageKeys
+from cleave.kvcache.server import AttentionServer
+from cleave.kvcache.spec import AttentionSpec
+from cleave.runtime import stepper as stepper_module
+from cleave.runtime.scheduler import Scheduler
+from cleave.runtime.sequence import Sequence
+from cleave.runtime.step import Step, StepOutcome
+from cleave.runtime.stepper import Stepper
+from simulation.fakes import LAYERS, Answer, FakeBackend, FakeEngine, Faults, answer_alone
+from simulation.scenario import RequestPlan, Scenario
+
+_SPEC = AttentionSpec(1, 1, 8, 1.0)
+_MOST_STEPS = 5000
+
+
+class Violation(AssertionError):
+    """Something that must always hold did not."""
+
+
+def require(holds: bool, message: str) -> None:
+    """Raise Violation unless it holds."""
+    if not holds:
+        raise Violation(message)
+
+
+class WatchedStepper(Stepper):
+    """A stepper that sees to it that a failed part of a step changes nothing."""
+
+    def __init__(self, engine: Any, attention: AttentionServer) -> None:
+        super().__init__(engine, attention)
+        self.failed = 0
+
+    def _run(self, group: Step, outcome: StepOutcome) -> None:
+        pages = self._attention.pages
+        before, evicted = snapshot(pages), pages.stats.evicted_pages
+        tokens = dict(outcome.tokens)
+        try:
+            super()._run(group, outcome)
+        except BaseException:
+            self.failed += 1
+            after = snapshot(pages)
+            require(after["tables"] == before["tables"], "a failed step changed page tables or lengths")
+            require(after["available"] == before["available"], "a failed step lost or made pages")
+            require(outcome.tokens == tokens, "a failed step yielded tokens")
+            gone = before["findable"] - after["findable"]
+            require(after["findable"] <= before["findable"], "a failed step made pages findable")
+            require(len(gone) == pages.stats.evicted_pages - evicted, "a failed step forgot pages")
+            require(not pages.has_step, "a failed step is still planned")
+            raise
+
+
+class WatchedScheduler(Scheduler):
+    """A scheduler that sees to it that nobody is admitted or preempted, and then preempted, in one step.
+
+    Out and in again is right: copies of pages that another sequence filled first are given up for those.
+    """
+
+    def schedule(self) -> Step:
+        """See Scheduler."""
+        self._moved: set[int] = set()  # admitted or preempted
+        return super().schedule()
+
+    def _preempt(self, victim: Sequence, draft: Any) -> None:
+        require(victim.id not in self._moved, f"sequence {victim.id} goes to and fro within one step")
+        self._moved.add(victim.id)
+        super()._preempt(victim, draft)
+
+    def _admit(self, head: Sequence, draft: Any) -> bool:
+        is_admitted = super()._admit(head, draft)
+        if is_admitted:
+            self._moved.add(head.id)
+        return is_admitted
+
+
+def snapshot(pages: Any) -> dict[str, Any]:
+    """What a failed step may not change."""
+    return {
+        "tables": {name: (table.length, table.pages.tolist()) for name, table in pages._tables.items()},
+        "findable": set(pages._prefix._pages.items()),
+        "available": pages.available_pages,
+    }
+
+
+@dataclass
+class Report:
+    """What happened, to see that the simulation meets what it is for."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+class Simulation:
+    """One scenario under way."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
+        self.report = Report()
+        faults = Faults(scenario.faults)
+        self.server = AttentionServer(
+            [_SPEC] * LAYERS,
+            backend=FakeBackend,
+            num_pages=scenario.num_pages,
+            page_size=scenario.page_size,
+            max_position=4096,
+            max_tokens=scenario.max_tokens,
+            faults=faults,
+        )
+        self.pages = self.server.pages
+        self.scheduler = WatchedScheduler(
+            self.pages,
+            max_tokens=scenario.max_tokens,
+            max_sequences=scenario.max_sequences,
+            places_per_priority=scenario.places_per_priority,
+        )
+        self.stepper = WatchedStepper(FakeEngine(faults), self.server)
+        self.faults = faults
+        self.accepted: dict[int, tuple[RequestPlan, Sequence]] = {}
+        self.refused: set[int] = set()
+        self.called_off: set[int] = set()
+        self.ended: Counter[int] = Counter()
+        self.seen: dict[int, list[int]] = {}
+        self.idle: dict[tuple[int, bytes], int] = {}
+        """(page, key) that is idle -> the step since when."""
+        self.now = 0
+
+    def run(self) -> Report:
+        """Run to the end. Raises Violation, or whatever the parts under test raise."""
+        requests = self.scenario.requests
+        last = max(max(request.arrives, request.aborted or 0) for request in requests)
+        for now in range(_MOST_STEPS):
+            self.now = now
+            self._arrive(now)
+            self._abort(now, in_flight=False)
+            step = self.scheduler.schedule()
+            self._check_schedule(step)
+            self._abort(now, in_flight=True)
+            if step:
+                self._step(step)
+            self._check_state()
+            if self.scheduler.is_idle and now >= last:
+                self._check_end()
+                return self.report
+        raise Violation(f"after {_MOST_STEPS} steps there are still unfinished requests")
+
+    def _arrive(self, now: int) -> None:
+        for name, request in enumerate(self.scenario.requests):
+            if request.arrives != now:
+                continue
+            keys = PageKeys(self.scenario.page_size) if self.scenario.prefix_cache else None
+            stops = frozenset((60,)) if request.stops else frozenset[int]()
+            sequence = Sequence(name, request.prompt, request.max_tokens, stops, request.priority, keys)
+            stored = len(request.prompt) + request.max_tokens - 1
+            fits = stored <= self.scenario.num_pages * self.scenario.page_size
+            try:
+                self.scheduler.add(sequence)
+            except RequestError:
+                require(not fits, f"request {name} fits and was refused")
+                self.refused.add(name)
+                continue
+            require(fits, f"request {name} can never fit and was accepted")
+            self.accepted[name] = (request, sequence)
+
+    def _abort(self, now: int, *, in_flight: bool) -> None:
+        for name, (request, sequence) in self.accepted.items():
+            if request.aborted is not None and max(request.aborted, request.arrives) == now:
+                if request.aborted_in_flight != in_flight:
+                    continue
+                had_ended = sequence.finish_reason is not None
+                self.report.counts[f"aborted while {sequence.status}"] += 1
+                if self.scheduler.abort(sequence):
+                    require(not had_ended, f"request {name} was ended twice")
+                    self._end(sequence)
+                if not had_ended:
+                    self.called_off.add(name)
+
+    def _step(self, step: Step) -> None:
+        runs = self.faults.runs
+        outcome = StepOutcome()
+        interrupted = False
+        try:
+            self.stepper.run(step, outcome)
+        except KeyboardInterrupt:
+            interrupted = True
+            self.report.counts["interrupts"] += 1
+        self._touch()
+        ended = self.scheduler.commit(outcome)
+        for chunk in step:
+            name = chunk.sequence.id
+            moved_on = chunk.sequence.cached == chunk.end or name in outcome.errors
+            require(
+                moved_on or interrupted or name in self.stepper._put_off,
+                f"request {name} was left out of its step",
+            )
+        for sequence in ended:
+            self._end(sequence)
+        runs = self.faults.runs - runs
+        self.report.counts["steps"] += 1
+        self.report.counts["runs"] += runs
+        self.report.counts["steps searched"] += runs > 1
+        allowed = stepper_module._runs_allowed(len(step))
+        require(runs <= allowed, f"a step of {len(step)} requests took {runs} runs; {allowed} are allowed")
+        free = list(self.pages._pool._free)
+        self.server._backend.spoil(free)
+
+    def _end(self, sequence: Sequence) -> None:
+        self.ended[sequence.id] += 1
+
+    def _check_schedule(self, step: Step) -> None:
+        scenario = self.scenario
+        require(sum(chunk.count for chunk in step) <= scenario.max_tokens, "a step is over its token budget")
+        require(all(chunk.count > 0 for chunk in step), "a chunk is empty")
+        require(self.scheduler.running <= scenario.max_sequences, "too many sequences run at once")
+        rest = [sequence for _, sequence in self.accepted.values() if sequence.finish_reason is None]
+        if rest:
+            first = min(rest, key=lambda sequence: sequence.urgency)
+            here = any(chunk.sequence is first for chunk in step)
+            require(here, f"request {first.id} is the most urgent and is not in the step")
+        self._touch()
+        decoding = [s for s in self.scheduler._running if s.pending == 1]
+        names = {chunk.sequence.id for chunk in step}
+        require(all(s.id in names for s in decoding), "a sequence that is decoding was stalled")
+        for sequence in rest:
+            is_open, runs = self.pages.is_open(sequence.id), sequence.status == "running"
+            require(is_open == runs, f"sequence {sequence.id} is {sequence.status}, its pages are not")
+
+    def _check_state(self) -> None:
+        pages = self.pages
+        pages.check()
+        self._check_evictions()
+        held = {page for table in pages._tables.values() for page in table.pages.tolist()}
+        total = pages.free_pages + pages.cached_pages + len(held)
+        require(total == pages.num_pages, f"free, cached and used pages are {total} of {pages.num_pages}")
+        for name, (_, sequence) in self.accepted.items():
+            seen = self.seen.setdefault(name, [])
+            require(sequence.output[: len(seen)] == seen, f"the stream of request {name} was torn")
+            seen += sequence.output[len(seen) :]
+            require(
+                self.ended[name] == (sequence.finish_reason is not None),
+                f"request {name} has {self.ended[name]} terminal events: {sequence.finish_reason}",
+            )
+            require(
+                name not in self.called_off or sequence.finish_reason is not None,
+                f"request {name} was called off and goes on",
+            )
+            if sequence.status == "running":
+                require(sequence.cached == pages.length(name), f"sequence {name} and its table disagree")
+
+    def _touch(self) -> None:
+        """Pages that are held now are not those that were idle before."""
+        held = {page for table in self.pages._tables.values() for page in table.pages.tolist()}
+        self.idle = {entry: since for entry, since in self.idle.items() if entry[0] not in held}
+
+    def _check_evictions(self) -> None:
+        """What was evicted had been idle at least as long as anything that was not."""
+        prefix = self.pages._prefix
+        findable = {(page, key) for key, page in prefix._pages.items()}
+        idle = {entry for entry in findable if entry[0] in prefix._idle}
+        left = [since for entry, since in self.idle.items() if entry in idle]
+        for entry, since in self.idle.items():
+            if entry not in findable:
+                require(since <= min(left, default=since), f"page {entry[0]} was evicted before older ones")
+        self.idle = {entry: self.idle.get(entry, self.now) for entry in idle}
+
+    def _check_end(self) -> None:
+        pages = self.pages
+        require(not pages._tables, f"sequences {list(pages._tables)} are still open")
+        require(pages.available_pages == pages.num_pages, "pages are lost")
+        names = set(range(len(self.scenario.requests)))
+        require(set(self.accepted) | self.refused == names, "a request was forgotten")
+        for name, (request, sequence) in self.accepted.items():
+            self._check_answer(name, request, sequence, answer_alone(request))
+            self.report.counts["preemptions"] += sequence.preemptions
+        self.report.counts["found tokens"] += pages.stats.found
+        self.report.counts["evicted pages"] += pages.stats.evicted_pages
+        self.report.counts["failed runs"] += self.stepper.failed
+        self.report.counts["refused"] += len(self.refused)
+        pages.clear_prefix_cache()
+        require(pages.free_pages == pages.num_pages, "pages are lost in the prefix cache")
+
+    def _check_answer(self, name: int, request: RequestPlan, sequence: Sequence, alone: Answer) -> None:
+        reason, tokens = sequence.finish_reason, tuple(sequence.output)
+        self.report.counts[f"ended by {reason}"] += 1
+        if reason == "abort":
+            require(request.aborted is not None, f"request {name} was aborted by nobody")
+            require(tokens == alone.tokens[: len(tokens)], f"request {name}: {tokens}, alone {alone}")
+            return
+        require(
+            (reason, tokens) == (alone.reason, alone.tokens),
+            f"request {name} ended by {reason} ({sequence.error}) with {tokens}; alone it is {alone}",
+        )
+        require((sequence.error is not None) == (reason == "error"), f"request {name}: {sequence.error}")
