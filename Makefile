@@ -8,16 +8,21 @@ PROMPT ?= San Francisco is a
 # A CPU build where one lies ready; plain `torch` would bring gigabytes of CUDA packages.
 TORCH ?= torch==2.13.0
 
-.PHONY: run test test-fast setup lint bench clean
+.PHONY: run test test-fast sim setup lint bench report clean
 
 run: $(ARTIFACT)/manifest.json  ## export the demo checkpoint and stream a continuation
 	@$(BIN)/python scripts/run_llama2.py --model $(ARTIFACT) --input "$(PROMPT)"
 
 test: setup lint  ## lint, types and all tests that this machine can run
-	$(BIN)/python -m pytest -n auto -m "not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not gpu"
 
 test-fast: setup  ## the tests that take less than ten seconds each
-	$(BIN)/python -m pytest -n auto -m "not gpu and not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not gpu and not slow"
+
+SEEDS ?= 1000
+
+sim: setup  ## simulate the scheduler with SEEDS other seeds, or replay SEED
+	@PYTHONPATH=tests/support $(BIN)/python -m simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
 
 setup: $(STAMP)  ## make .venv with everything a developer needs
 
@@ -26,9 +31,13 @@ lint: setup  ## ruff and strict mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: setup $(ARTIFACT)/manifest.json  ## the split tax and the memory of an export
+bench: setup $(ARTIFACT)/manifest.json  ## the split tax, the scheduler, and the memory of an export
 	$(BIN)/python benchmarks/split_tax.py
+	$(BIN)/python benchmarks/scheduler.py
 	$(BIN)/python benchmarks/export_memory.py
+
+report: setup  ## docs/benchmarks.md from the results
+	$(BIN)/python benchmarks/report.py
 
 clean:  ## remove the environment and the exported demo
 	rm -rf $(VENV) $(ARTIFACT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -315,7 +316,10 @@ def an_interrupt_leaves_the_step_planned(patch: Patch) -> None:
 
 
 @pytest.mark.parametrize("plant", MUTATIONS, ids=lambda plant: plant.__name__)
-def test_a_planted_fault_is_caught(plant: Callable[[Patch], None], monkeypatch: Patch) -> None:
+def test_a_planted_fault_is_caught(
+    plant: Callable[[Patch], None], monkeypatch: Patch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL, "cleave")
     monkeypatch.setattr("simulation.run._MOST_STEPS", 1500)
     plant(monkeypatch)
     for seed in range(MOST_SEEDS):

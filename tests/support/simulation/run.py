@@ -33,11 +33,15 @@ def require(holds: bool, message: str) -> None:
 
 
 class WatchedStepper(Stepper):
-    """A stepper that sees to it that a failed part of a step changes nothing."""
+    """A stepper that sees to it that a failed part of a step changes nothing.
+
+    It takes what a violation raises for one more failed run, so `violation` keeps it.
+    """
 
     def __init__(self, engine: Any, attention: AttentionServer) -> None:
         super().__init__(engine, attention)
         self.failed = 0
+        self.violation: AssertionError | None = None
 
     def _run(self, group: Step, outcome: StepOutcome) -> None:
         pages = self._attention.pages
@@ -45,21 +49,32 @@ class WatchedStepper(Stepper):
         tokens = dict(outcome.tokens)
         try:
             super()._run(group, outcome)
+        except AssertionError as violation:
+            self.violation = self.violation or violation
+            raise
         except BaseException:
             self.failed += 1
-            after = snapshot(pages)
-            require(after["tables"] == before["tables"], "a failed step changed page tables or lengths")
-            require(after["available"] == before["available"], "a failed step lost or made pages")
-            require(outcome.tokens == tokens, "a failed step yielded tokens")
-            gone = before["findable"] - after["findable"]
-            require(after["findable"] <= before["findable"], "a failed step made pages findable")
-            require(len(gone) == pages.stats.evicted_pages - evicted, "a failed step forgot pages")
-            require(not pages.has_step, "a failed step is still planned")
+            try:
+                self._compare(before, evicted)
+                require(outcome.tokens == tokens, "a failed step yielded tokens")
+            except Violation as violation:
+                self.violation = self.violation or violation
             raise
+
+    def _compare(self, before: dict[str, Any], evicted: int) -> None:
+        """What a failed step may have changed: pages that were evicted for it stay evicted."""
+        pages = self._attention.pages
+        after = snapshot(pages)
+        require(not pages.has_step, "a failed step is still planned")
+        require(after["tables"] == before["tables"], "a failed step changed page tables or lengths")
+        require(after["available"] == before["available"], "a failed step lost or made pages")
+        require(after["findable"] <= before["findable"], "a failed step made pages findable")
+        gone = len(before["findable"]) - len(after["findable"])
+        require(gone == pages.stats.evicted_pages - evicted, "a failed step forgot pages")
 
 
 class WatchedScheduler(Scheduler):
-    """A scheduler that sees to it that nobody is admitted or preempted, and then preempted, in one step.
+    """A scheduler that sees to it that the least urgent is preempted, and nobody right after admission.
 
     Out and in again is right: copies of pages that another sequence filled first are given up for those.
     """
@@ -71,6 +86,8 @@ class WatchedScheduler(Scheduler):
 
     def _preempt(self, victim: Sequence, draft: Any) -> None:
         require(victim.id not in self._moved, f"sequence {victim.id} goes to and fro within one step")
+        least = max(self._running, key=lambda sequence: sequence.urgency)
+        require(victim is least, f"sequence {victim.id} is preempted, and {least.id} is less urgent")
         self._moved.add(victim.id)
         super()._preempt(victim, draft)
 
@@ -190,6 +207,8 @@ class Simulation:
         except KeyboardInterrupt:
             interrupted = True
             self.report.counts["interrupts"] += 1
+        if self.stepper.violation is not None:
+            raise self.stepper.violation
         self._touch()
         ended = self.scheduler.commit(outcome)
         for chunk in step:
