@@ -19,6 +19,7 @@ from cleave.errors import CheckpointError, CleaveError, ExportError
 from cleave.export.checkpoint import Checkpoint
 from cleave.export.exporter import ExportRequest, export
 from cleave.export.families import SUPPORTED
+from cleave.export.tensorfile import TensorFileError, read_header
 
 WEIGHTS = "model.safetensors"
 
@@ -240,6 +241,9 @@ def write_header(path: Path, header: object, data: bytes = b"") -> None:
 )
 def test_a_safetensors_header_that_lies(refuse: Callable[..., str], model: Path, header: object) -> None:
     write_header(model / WEIGHTS, header, bytes(16))
+    if header not in ({}, {"__metadata__": {"format": "pt"}}):  # which are true, and of no use
+        with pytest.raises(TensorFileError, match=WEIGHTS):
+            read_header(model / WEIGHTS)
     refuse(model, "safetensors")
 
 
