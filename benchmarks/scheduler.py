@@ -131,16 +131,17 @@ def prefix_reuse(artifact: Path, length: int, repetitions: int) -> dict[str, Any
 def step_times(llm: LLM, prompt: list[int]) -> list[float]:
     """Seconds of each step until the first token of a prompt: for what is decoding, between two tokens."""
     seconds: list[float] = []
-    step = llm._step
+    loop = llm._thread
+    step = loop._step
 
-    def timed() -> None:
+    def timed(*arguments: Any) -> None:
         began = time.perf_counter()
-        step()
+        step(*arguments)
         seconds.append(time.perf_counter() - began)
 
-    llm._step = timed  # type: ignore[method-assign]
+    loop._step = timed  # type: ignore[method-assign]
     llm.generate([prompt], SamplingParams(max_tokens=1))
-    llm._step = step  # type: ignore[method-assign]
+    loop._step = step  # type: ignore[method-assign]
     return seconds
 
 

@@ -1,8 +1,19 @@
 """Cleave: a compiler-runtime for LLMs. The model is cut at attention; the rest is compiled ahead of time."""
 
 from cleave.errors import CleaveError
+from cleave.runtime.async_llm import AsyncLLM
 from cleave.runtime.llm import LLM
 from cleave.runtime.request import Chunk, Completion, SamplingParams
+from cleave.runtime.stats import Stats
 from cleave.threads import use_one_thread_pool
 
-__all__ = ["LLM", "Chunk", "CleaveError", "Completion", "SamplingParams", "use_one_thread_pool"]
+__all__ = [
+    "LLM",
+    "AsyncLLM",
+    "Chunk",
+    "CleaveError",
+    "Completion",
+    "SamplingParams",
+    "Stats",
+    "use_one_thread_pool",
+]

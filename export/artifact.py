@@ -25,6 +25,8 @@ BATCHFUL = "batchful.onnx"
 WEIGHTS = "weights.safetensors"
 TOKENIZER = "tokenizer.json"
 GENERATION_CONFIG = "generation_config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+CHAT_TEMPLATE = "chat_template.jinja"
 _BLOCK = 1 << 24
 _NUMPY: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 _ONNX = {
@@ -173,12 +175,22 @@ class Artifact:
     @cached_property
     def generation_config(self) -> dict[str, Any]:
         """generation_config.json, or an empty dict where the checkpoint had none."""
-        if GENERATION_CONFIG not in self.manifest.files:
-            return {}
-        path = self.folder / GENERATION_CONFIG
+        return self._json(GENERATION_CONFIG)
+
+    @cached_property
+    def tokenizer_config(self) -> dict[str, Any]:
+        """tokenizer_config.json, or an empty dict where the checkpoint had none."""
+        return self._json(TOKENIZER_CONFIG)
+
+    @cached_property
+    def chat_template_file(self) -> str | None:
+        """The text of chat_template.jinja; None where the checkpoint had none."""
+        if CHAT_TEMPLATE not in self.manifest.files:
+            return None
+        path = self.folder / CHAT_TEMPLATE
         try:
-            return dict(json.loads(path.read_text("utf-8")))
-        except (ValueError, TypeError, RecursionError) as error:
+            return path.read_text("utf-8")
+        except (OSError, ValueError) as error:
             raise ArtifactError(f"{path} is damaged ({reason(error)}); export tokenizer again") from None
 
     @cached_property
@@ -188,6 +200,16 @@ class Artifact:
             return end_tokens(self.generation_config) or end_tokens(self.manifest.config)
         except (ValueError, TypeError, ArithmeticError) as error:
             raise ArtifactError(f"{self.folder} has no readable eos_token_id: {reason(error)}") from None
+
+    def _json(self, name: str) -> dict[str, Any]:
+        """A JSON file that a checkpoint may have; an empty dict where it had none."""
+        if name not in self.manifest.files:
+            return {}
+        path = self.folder / name
+        try:
+            return dict(json.loads(path.read_text("utf-8")))
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise ArtifactError(f"{path} is damaged ({reason(error)}); export tokenizer again") from None
 
 
 def end_tokens(config: Mapping[str, Any]) -> frozenset[int]:

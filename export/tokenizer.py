@@ -10,11 +10,17 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cleave.errors import CheckpointError, ExportError, reason
-from cleave.export.artifact import GENERATION_CONFIG, end_tokens
+from cleave.export.artifact import (
+    CHAT_TEMPLATE,
+    GENERATION_CONFIG,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    end_tokens,
+)
 from cleave.export.checkpoint import Checkpoint
 
 _PROBES = ("San Francisco is a", " two  spaces\n\nand lines", "naïve café 東京 🎉", "x = [1, 2]; // 3.14")
-_SAVED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+_SAVED = (TOKENIZER, TOKENIZER_CONFIG, "special_tokens_map.json", CHAT_TEMPLATE)
 
 
 def export_tokenizer(checkpoint: Checkpoint, folder: Path) -> tuple[str, ...]:
@@ -36,11 +42,13 @@ def export_tokenizer(checkpoint: Checkpoint, folder: Path) -> tuple[str, ...]:
             f"the tokenizer of {checkpoint.folder} has no fast form; Cleave needs a tokenizer.json"
         )
     before = {path.name for path in folder.iterdir()}
-    tokenizer.save_pretrained(folder)
+    # Several templates would become a folder of files; in the config they stay together.
+    several = isinstance(tokenizer.chat_template, dict)
+    tokenizer.save_pretrained(folder, save_jinja_files=not several)
     for path in folder.iterdir():
         if path.name not in before and path.name not in _SAVED:
             path.unlink()
-    plain = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    plain = Tokenizer.from_file(str(folder / TOKENIZER))
     for text in _PROBES:
         ours, theirs = plain.encode(text).ids, tokenizer(text)["input_ids"]
         if ours != theirs:

@@ -12,7 +12,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
+from cleave.errors import RequestError
 from cleave.runtime.llm import LLM
+from cleave.runtime.repl import Repl
 from cleave.runtime.request import Completion, SamplingParams
 
 
@@ -34,19 +36,53 @@ def run(
     threads: Annotated[
         int | None, typer.Option("--threads", help="CPU threads. Default: the physical cores.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each prompt.")] = False,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", help="0 takes the likeliest token.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option("--top_k", help="Draw among so many tokens.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option("--top_p", help="Draw among tokens of so much probability.")
+    ] = None,
+    min_p: Annotated[
+        float | None, typer.Option("--min_p", help="Least probability, relative to the likeliest.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="The same seed draws the same tokens.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option("--stop", help="End before this text, repeatable.")
+    ] = None,
+    answers: Annotated[int, typer.Option("--n", help="Answers to each prompt.")] = 1,
+    chat: Annotated[bool, typer.Option("--chat", help="Talk, through the checkpoint's template.")] = False,
+    system: Annotated[str | None, typer.Option("--system", help="System message, with --chat.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each answer.")] = False,
 ) -> None:
-    """Continue prompts with an artifact."""
+    """Continue prompts with an artifact, or talk with it."""
+    if chat and (prompts or as_json or answers != 1):
+        raise RequestError("--chat reads from the terminal; it goes without --input, --json and --n")
+    if system is not None and not chat:
+        raise RequestError("--system needs --chat")
     texts = prompts or ["San Francisco is a"]
-    params = SamplingParams(max_tokens=max_new_tokens, ignore_eos=ignore_eos)
+    params = SamplingParams(
+        max_tokens=max_new_tokens,
+        ignore_eos=ignore_eos,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=seed,
+        stop=stop,
+        n=answers,
+    )
     with _load(model, engine, attention, threads) as llm:
+        if chat:
+            Repl(llm, params, system=system).run()
+            return
         began = time.perf_counter()
-        if len(texts) == 1 and not as_json:
+        if len(texts) == 1 and answers == 1 and not as_json:
             tokens = _stream(llm, texts[0], params)
         else:
             completions = llm.generate(texts, params)
-            for text, completion in zip(texts, completions, strict=True):
-                typer.echo(_json(completion) if as_json else text + completion.text)
+            for completion in completions:
+                typer.echo(_json(completion) if as_json else f"{completion.prompt}{completion.text}")
             tokens = sum(len(completion.token_ids) for completion in completions)
         seconds = time.perf_counter() - began
     Console(stderr=True).print(

@@ -2,55 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import weakref
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from cleave.errors import RequestError
 from cleave.export.artifact import Progress
-from cleave.runtime.detokenizer import Detokenizer
+from cleave.runtime.bar import GenerationBar
+from cleave.runtime.chat import Message
+from cleave.runtime.collector import Collector
+from cleave.runtime.engine_thread import EngineThread
+from cleave.runtime.generation import Generation
+from cleave.runtime.intake import Intake
+from cleave.runtime.mailbox import Mailbox
 from cleave.runtime.model import Model, ModelOptions
-from cleave.runtime.request import Chunk, Completion, Prompt, SamplingParams
-from cleave.runtime.scheduler import Scheduler
-from cleave.runtime.sequence import Sequence as TokenSequence
-from cleave.runtime.step import StepOutcome
-from cleave.runtime.stepper import Stepper
+from cleave.runtime.request import Completion, Prompt, SamplingParams
+from cleave.runtime.stats import Stats
+from cleave.runtime.stream import Stream
 
-
-@dataclass(slots=True)
-class _Request:
-    """A request under way, and the text of its answer so far."""
-
-    prompt: Prompt
-    sequence: TokenSequence
-    detokenizer: Detokenizer
-    text: str = ""
-    reported: int = 0
-    is_over: bool = False
-
-    def advance(self) -> Chunk | None:
-        """Take in what the last step generated; gives back what to stream, None where there is nothing.
-
-        The chunk with the finish reason comes once.
-        """
-        sequence = self.sequence
-        new = sequence.output[self.reported :]
-        ends = sequence.finish_reason is not None and not self.is_over
-        if not new and not ends:
-            return None
-        self.reported = len(sequence.output)
-        text = self.detokenizer.push(new)
-        if ends:
-            self.is_over = True
-            text += self.detokenizer.finish()
-        self.text += text
-        return Chunk(text, tuple(new), sequence.finish_reason, sequence.error)
+_Params = SamplingParams | Sequence[SamplingParams] | None
 
 
 class LLM:
-    """A model that answers prompts. Use it from one thread at a time; any number live in one process.
+    """A model that answers prompts. Any number of threads may use it, and any number live in a process.
 
     >>> with LLM("model_files/demo-artifact") as llm:
     ...     for completion in llm.generate(["San Francisco is a"], SamplingParams(max_tokens=32)):
@@ -71,13 +47,9 @@ class LLM:
         Raises ArtifactError, EngineError, AttentionError or MissingPackage.
         """
         self._model = Model(artifact, ModelOptions(engine=engine, **options), progress)
-        self._scheduler = Scheduler(
-            self._model.attention.pages,
-            max_tokens=self._model.max_tokens_per_step,
-            max_sequences=self._model.options.max_sequences,
-        )
-        self._stepper = Stepper(self._model.engine, self._model.attention)
-        self._next = 0
+        self._thread = EngineThread(self._model)
+        self._intake = Intake(self._model)
+        self._finalizer = weakref.finalize(self, shut_down, self._thread, self._model)
 
     @property
     def model(self) -> Model:
@@ -87,47 +59,117 @@ class LLM:
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        params: _Params = None,
         *,
         priority: int = 0,
+        progress: bool | None = None,
     ) -> list[Completion]:
         """Answer all prompts in one batch; the answers come in the order of the prompts.
 
-        A prompt is text or a list of token ids; `params` is for all of them, or one for each. Of
-        requests that run at the same time, those with a lower `priority` are more urgent. A request
-        that makes the engine fail has the finish_reason "error", and the others are answered. Raises
-        RequestError before anything runs if one of the prompts is not allowed.
+        A prompt is text or a list of token ids; `params` is for all of them, or one for each. With
+        `n` answers to a prompt, they follow one another. Of requests that run at the same time, those
+        with a lower `priority` are more urgent. A request that makes the engine fail has the
+        finish_reason "error", and the others are answered. `progress` shows a bar on standard error;
+        None: where that is a terminal and it takes more than two seconds. Raises RequestError before
+        anything runs if one of the prompts is not allowed.
         """
         listed = _as_list(prompts)
-        requests = self._submit(listed, _one_for_each(params, len(listed)), priority)
+        wanted = _one_for_each(params, len(listed))
+        collector = Collector(sum(1 if one is None else one.n for one in wanted))
+        generations = [
+            self._intake.generation(prompt, one, collector, priority=priority)
+            for prompt, one in zip(listed, wanted, strict=True)
+        ]
+        self._thread.submit(generations)
         try:
-            while any(request.sequence.finish_reason is None for request in requests):
-                self._step()
-                for request in requests:
-                    request.advance()
-        finally:
-            self._forget(requests)
-        return [_completion(request) for request in requests]
+            with GenerationBar(collector, progress) as bar:
+                bar.wait()
+        except BaseException:
+            self._discard(generations)
+            raise
+        return [completion for generation in generations for completion in generation.completions()]
 
     def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0
-    ) -> Iterator[Chunk]:
-        """Answer one prompt piece by piece. Leaving the iterator early calls the request off."""
-        requests = self._submit([prompt], [params or SamplingParams()], priority)
-        request = requests[0]
-        try:
-            while not request.is_over:
-                if request.sequence.finish_reason is None:
-                    self._step()
-                chunk = request.advance()
-                if chunk is not None:
-                    yield chunk
-        finally:
-            self._forget(requests)
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+    ) -> Stream:
+        """Answer one prompt piece by piece. Leaving the iterator early calls the request off.
+
+        Raises RequestError at once if the prompt is not allowed or `request_id` is in use.
+        """
+        mailbox = Mailbox(self._model.options.max_unread_tokens)
+        generation = self._intake.generation(
+            prompt, params, mailbox, request_id=request_id, priority=priority
+        )
+        self._thread.submit([generation])
+        return Stream(self._thread, generation, mailbox)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        params: _Params = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_options: Mapping[str, Any] | None = None,
+        priority: int = 0,
+        progress: bool | None = None,
+    ) -> list[Completion]:
+        """Answer one conversation, or several in one batch, through the checkpoint's chat template.
+
+        A message is {"role": ..., "content": ...}; `tools` and `template_options` go to the template.
+        Otherwise as `generate`; raises RequestError also where the checkpoint has no chat template, or
+        the template refuses the messages.
+        """
+        several = bool(messages) and not isinstance(messages[0], Mapping)
+        conversations: Sequence[Any] = messages if several else [messages]
+        prompts = [self.chat_prompt(one, tools, template_options) for one in conversations]
+        return self.generate(prompts, params, priority=priority, progress=progress)
+
+    def stream_chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_options: Mapping[str, Any] | None = None,
+        request_id: str | None = None,
+        priority: int = 0,
+    ) -> Stream:
+        """Answer one conversation piece by piece; see `chat` and `stream`."""
+        prompt = self.chat_prompt(messages, tools, template_options)
+        return self.stream(prompt, params, request_id=request_id, priority=priority)
+
+    def chat_prompt(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_options: Mapping[str, Any] | None = None,
+    ) -> tuple[int, ...]:
+        """The tokens of a conversation, up to where the model's answer begins."""
+        return self._model.chat_prompt(messages, tools, template_options)
+
+    def abort(self, request_id: str) -> None:
+        """Call a request off, which ends with the finish reason "abort".
+
+        Raises RequestError where no request of that name is under way.
+        """
+        self._thread.abort(request_id)
+
+    def stats(self) -> Stats:
+        """What is running and waiting, the pages, and counts since the model was loaded."""
+        return self._thread.stats()
+
+    def wait_until_idle(self, timeout: float | None = None) -> bool:
+        """Whether nothing is under way any more, after at most `timeout` seconds; None: however long."""
+        return self._thread.wait_until_idle(timeout)
 
     def close(self) -> None:
-        """Give back memory and threads; the LLM is not used afterwards."""
-        self._model.close()
+        """Call off what runs, give back memory and threads; the LLM is not used afterwards."""
+        self._finalizer()
 
     def __enter__(self) -> LLM:
         return self
@@ -137,34 +179,15 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _submit(
-        self, prompts: list[Prompt], params: Sequence[SamplingParams], priority: int
-    ) -> list[_Request]:
-        if not isinstance(priority, int):
-            raise RequestError(f"priority is {priority!r}; it must be a whole number, lower is more urgent")
-        requests = []
-        for offset, (prompt, wanted) in enumerate(zip(prompts, params, strict=True)):
-            sequence = self._model.sequence(self._next + offset, prompt, wanted, priority)
-            requests.append(_Request(prompt, sequence, Detokenizer(self._model.tokenizer, sequence.prompt)))
-        self._next += len(prompts)
-        for request in requests:
-            self._scheduler.add(request.sequence)
-        return requests
+    def _discard(self, generations: Sequence[Generation]) -> None:
+        for generation in generations:
+            self._thread.discard(generation)
 
-    def _step(self) -> None:
-        step = self._scheduler.schedule()
-        if not step:
-            raise RuntimeError("the scheduler has nothing to run, and requests are waiting")
-        outcome = StepOutcome()
-        try:
-            self._stepper.run(step, outcome)
-        finally:
-            self._scheduler.commit(outcome)
 
-    def _forget(self, requests: list[_Request]) -> None:
-        """Call off those that have not ended."""
-        for request in requests:
-            self._scheduler.abort(request.sequence)
+def shut_down(engine_thread: EngineThread, model: Model) -> None:
+    """End the thread, then what it uses."""
+    engine_thread.close()
+    model.close()
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
@@ -184,27 +207,9 @@ def _is_token(item: object) -> bool:
     return not hasattr(item, "__len__") or getattr(item, "shape", None) == ()
 
 
-def _one_for_each(
-    params: SamplingParams | Sequence[SamplingParams] | None, prompts: int
-) -> Sequence[SamplingParams]:
+def _one_for_each(params: _Params, prompts: int) -> Sequence[SamplingParams | None]:
     if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * prompts
+        return [params] * prompts
     if len(params) != prompts:
         raise RequestError(f"there are {prompts} prompts and {len(params)} params; give one for each, or one")
     return params
-
-
-def _completion(request: _Request) -> Completion:
-    sequence = request.sequence
-    if sequence.finish_reason is None:
-        raise RuntimeError(f"sequence {sequence.id} was reported before its end")
-    return Completion(
-        prompt=request.prompt if isinstance(request.prompt, str) else None,
-        prompt_token_ids=sequence.prompt,
-        text=request.text,
-        token_ids=tuple(sequence.output),
-        finish_reason=sequence.finish_reason,
-        error=sequence.error,
-        cached_tokens=min(sequence.found or 0, len(sequence.prompt)),
-        preemptions=sequence.preemptions,
-    )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -16,6 +19,7 @@ from cleave.kvcache.backend import backend_names
 from cleave.kvcache.budget import mib, page_bytes, pages_for
 from cleave.kvcache.keys import PageKeys
 from cleave.kvcache.server import AttentionServer
+from cleave.runtime.chat import Chat, Message
 from cleave.runtime.engines.engine import Engine, EngineOptions, check_engine_kind, create_engine
 from cleave.runtime.request import Prompt, SamplingParams
 from cleave.runtime.sequence import Sequence
@@ -31,6 +35,7 @@ _COUNTS = (
     "max_sequences",
     "page_size",
     "threads",
+    "max_unread_tokens",
 )
 
 
@@ -54,6 +59,8 @@ class ModelOptions:
     prefix_cache: bool = True
     """Keep full pages, and use them again for requests that begin alike."""
     threads: int | None = None
+    max_unread_tokens: int = 4096
+    """Tokens that the reader of a stream may leave unread before its request is called off."""
     verify: bool = True
     """Compare the artifact's files with their SHA-256 first."""
 
@@ -82,6 +89,7 @@ class Model:
         self.max_length = self._bounded_length(manifest.max_position)
         self.tokenizer = Tokenizer(artifact.tokenizer_file, manifest.vocab_size)
         self.eos_token_ids = artifact.eos_token_ids
+        self.chat = Chat(artifact)
         rows = min(options.max_tokens_per_step, options.max_sequences * self.max_length)
         engine_options = EngineOptions(max_tokens=rows, threads=options.threads)
         self.engine: Engine = create_engine(options.engine, artifact, engine_options)
@@ -138,6 +146,19 @@ class Model:
         stops = frozenset[int]() if params.ignore_eos else self.eos_token_ids
         keys = PageKeys(self.options.page_size) if self.options.prefix_cache else None
         return Sequence(identifier, tokens, max_tokens, stops, priority, keys)
+
+    def chat_prompt(
+        self,
+        messages: Seq[Message],
+        tools: Seq[Mapping[str, Any]] | None = None,
+        template_options: Mapping[str, Any] | None = None,
+    ) -> tuple[int, ...]:
+        """The tokens of a conversation, up to where the model's answer begins.
+
+        Raises RequestError where the checkpoint has no chat template or the template refuses the messages.
+        """
+        text = self.chat.render(messages, tools, template_options)
+        return self.tokenizer.encode(text, add_special_tokens=False)
 
     def close(self) -> None:
         """Give back memory and threads."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from cleave.errors import RequestError
@@ -25,6 +25,12 @@ class SamplingParams:
     """Most tokens to generate; None: until the model stops or its context is full."""
     ignore_eos: bool = False
     """Go on after an end-of-sequence token."""
+    stop: tuple[str, ...] = ()
+    include_stop_str_in_output: bool = False
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    n: int = 1
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         """Raises RequestError for values that are not allowed."""
@@ -57,8 +63,14 @@ class Completion:
     """Every generated token, the end-of-sequence token included."""
     finish_reason: FinishReason
     """"stop": the model ended it; "length": max_tokens or the context did; "error": see `error`."""
+    stop_reason: str | int | None = None
+    """The stop string or the one of `stop_token_ids` that ended it; None for anything else."""
     error: str | None = None
-    """Why it failed, where finish_reason is "error"; text and token_ids are what came before."""
+    """Why it failed or was called off; text and token_ids are what came before."""
+    index: int = 0
+    """Which of the `n` answers to the prompt this is."""
+    request_id: str = field(default="", compare=False)
+    """The name under which it ran."""
     cached_tokens: int = field(default=0, compare=False)
     """Tokens of the prompt that the prefix cache had; they cost nothing, and change nothing."""
     preemptions: int = field(default=0, compare=False)
@@ -67,11 +79,19 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of a streamed answer; the texts of all chunks joined are the whole text."""
+    """A piece of a streamed answer; the texts of all chunks of one `index` joined are the whole text."""
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
     """None in every chunk but the last."""
     error: str | None = None
-    """Why it failed, in a last chunk with the finish_reason "error"."""
+    """Why it failed or was called off, in a last chunk."""
+    stop_reason: str | int | None = None
+    """As in `Completion`, in a last chunk."""
+    index: int = 0
+    """Which of the `n` answers it belongs to."""
+
+    def __add__(self, later: Chunk) -> Chunk:
+        """This chunk and the one after it as one."""
+        return replace(later, text=self.text + later.text, token_ids=self.token_ids + later.token_ids)

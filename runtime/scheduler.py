@@ -9,6 +9,7 @@ from cleave.errors import RequestError
 from cleave.kvcache.budget import pages_for
 from cleave.kvcache.page_manager import PageManager
 from cleave.runtime.queue import UrgencyQueue
+from cleave.runtime.request import FinishReason
 from cleave.runtime.sequence import Sequence
 from cleave.runtime.step import ScheduledChunk, Step, StepOutcome
 
@@ -73,7 +74,8 @@ class Scheduler:
         self._waiting = UrgencyQueue()
         self._running = UrgencyQueue()
         self._in_flight: Step = ()
-        self._called_off: set[int] = set()
+        self._called_off: dict[int, tuple[FinishReason, str | None]] = {}
+        self._preemptions = 0
 
     @property
     def is_idle(self) -> bool:
@@ -89,6 +91,11 @@ class Scheduler:
     def running(self) -> int:
         """Sequences that hold pages."""
         return len(self._running)
+
+    @property
+    def preemptions(self) -> int:
+        """How often a sequence lost its pages to a more urgent one."""
+        return self._preemptions
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence. Raises RequestError where it cannot fit the KV cache even when alone."""
@@ -144,7 +151,7 @@ class Scheduler:
             if sequence.finish_reason is None and sequence.id in outcome.errors:
                 sequence.finish("error", outcome.errors[sequence.id])
             if sequence.finish_reason is None and sequence.id in self._called_off:
-                sequence.finish("abort")
+                sequence.finish(*self._called_off[sequence.id])
             if sequence.finish_reason is not None:
                 self._leave(sequence)
                 ended.append(sequence)
@@ -152,16 +159,20 @@ class Scheduler:
         return ended
 
     def abort(self, sequence: Sequence) -> bool:
-        """Call a sequence off, wherever it stands; True where it ended now.
+        """Call a sequence off; see `end`."""
+        return self.end(sequence, "abort")
+
+    def end(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> bool:
+        """End a sequence for a reason that is not in its tokens, wherever it stands; True where it ended now.
 
         One that is in the step under way ends when that is committed; one that has ended stays as it is.
         """
         if sequence.status == "ended":
             return False
         if any(chunk.sequence is sequence for chunk in self._in_flight):
-            self._called_off.add(sequence.id)
+            self._called_off[sequence.id] = (reason, error)
             return False
-        sequence.finish("abort")
+        sequence.finish(reason, error)
         if sequence.status != "new":
             self._leave(sequence)
         return True
@@ -254,6 +265,7 @@ class Scheduler:
         self._pages.close(victim.id)
         victim.cached = 0
         victim.preemptions += 1
+        self._preemptions += 1
         victim.status = "waiting"
         self._waiting.add(victim)
         draft.room = self._pages.available_pages - promised

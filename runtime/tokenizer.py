@@ -24,14 +24,14 @@ class Tokenizer:
             ) from None
         self._vocab_size = vocab_size
 
-    def encode(self, text: str) -> tuple[int, ...]:
-        """Tokens of a text, special tokens added as the checkpoint does.
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
+        """Tokens of a text, special tokens added as the checkpoint does, unless the text has them.
 
         Raises RequestError for a text with bytes that are no characters, or with a token that the
         embedding does not have: some checkpoints have more tokens than rows.
         """
         try:
-            ids = self._tokenizer.encode(text).ids
+            ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         except Exception:  # the library has a TypeError for lone surrogates
             raise RequestError(f"the prompt {text[:40]!a} is not text that UTF-8 can encode") from None
         return self.check(ids)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,25 +46,17 @@ def test_known_answers_are_given_in_a_cache_that_is_far_too_small(
     )
     most = SamplingParams(max_tokens=longest)
     page = llm.model.page_bytes
-    preemptions = 0
     with LLM(
         demo_artifact,
         kv_cache_bytes=(2 * longest // PAGE + 2) * page,
         prefix_cache=prefix_cache,
         max_tokens_per_step=chunk,
     ) as small:
-        preempt = small._scheduler._preempt
-
-        def count(*arguments: Any) -> None:
-            nonlocal preemptions
-            preemptions += 1
-            preempt(*arguments)
-
-        small._scheduler._preempt = count  # type: ignore[method-assign]
         answers = small.generate(prompts, most)
         small.model.attention.check()
         assert small.model.attention.free_pages == small.model.attention.num_pages
-    assert preemptions > 0
+        preemptions = small.stats().preemptions
+    assert preemptions == sum(answer.preemptions for answer in answers) > 0
     assert [answer.text for answer in answers] == list(known.values())
 
 
@@ -179,12 +173,13 @@ def test_an_interrupt_leaves_the_llm_as_it_was(demo_artifact: Path, llm: LLM) ->
         def interrupt(*arguments: Any) -> Any:
             calls.append(1)
             if len(calls) == 4:
-                raise KeyboardInterrupt
+                os.kill(os.getpid(), signal.SIGINT)
             return run(*arguments)
 
         other.model.engine.run = interrupt  # type: ignore[method-assign]
         with pytest.raises(KeyboardInterrupt):
-            other.generate([[0, 10, 20], [0, 11]], params)
+            other.generate([[0, 10, 20], [0, 11]], SamplingParams(max_tokens=4000, ignore_eos=True))
+        assert other.wait_until_idle(60)
         other.model.attention.check()
         assert other.model.attention.free_pages == other.model.attention.num_pages
         assert other.generate([[0, 10, 20]], params) == expected
@@ -193,9 +188,10 @@ def test_an_interrupt_leaves_the_llm_as_it_was(demo_artifact: Path, llm: LLM) ->
 def test_a_more_urgent_request_is_answered_first(demo_artifact: Path) -> None:
     params = SamplingParams(max_tokens=30, ignore_eos=True)
     with LLM(demo_artifact, max_sequences=1) as llm:
-        patient = llm.stream([0, 10, 20], params, priority=1)
+        patient = llm.stream([0, 10, 20], SamplingParams(max_tokens=3000, ignore_eos=True), priority=1)
         next(patient)
         urgent = llm.generate([[0, 11, 21]], params)
         assert len(urgent[0].token_ids) == 30
-        rest = list(patient)
-        assert sum(len(chunk.token_ids) for chunk in rest) == 29
+        assert (llm.stats().running, llm.stats().ended) == (1, {"length": 1})
+        patient.close()
+        assert llm.stats().preemptions == 1

@@ -1,0 +1,221 @@
+"""The engine thread: the one that runs steps, for any number of threads and event loops that ask."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from cleave.errors import EngineError, RequestError, reason
+from cleave.runtime.generation import Answer, Generation
+from cleave.runtime.mailbox import Wakeups, wake
+from cleave.runtime.model import Model
+from cleave.runtime.request import Chunk, FinishReason
+from cleave.runtime.scheduler import Scheduler
+from cleave.runtime.sequence import Sequence as TokenSequence
+from cleave.runtime.stats import Stats, StatsCounter
+from cleave.runtime.step import StepOutcome
+from cleave.runtime.stepper import Stepper
+
+_log = logging.getLogger("cleave")
+_UNREAD = "its reader left too many tokens unread; read faster, or raise max_unread_tokens"
+_Command = Callable[[Wakeups], None]
+
+
+class EngineThread:
+    """Owns the step loop of one model. Its public methods may be called from any thread.
+
+    Others leave commands, which are carried out between two steps, and read what the steps yield from
+    the reader of their generation. The thread waits for nobody but the engine.
+    """
+
+    def __init__(self, model: Model) -> None:
+        """Start the thread. It ends with `close`."""
+        self._model = model
+        self._scheduler = Scheduler(
+            model.attention.pages,
+            max_tokens=model.max_tokens_per_step,
+            max_sequences=model.options.max_sequences,
+        )
+        self._stepper = Stepper(model.engine, model.attention)
+        self._counter = StatsCounter(self._scheduler, model.attention.pages)
+        self._answers: dict[int, tuple[Generation, Answer]] = {}
+        self._work = threading.Condition()
+        # Guarded by `_work`: what others write.
+        self._commands: list[_Command] = []
+        self._generations: dict[str, Generation] = {}
+        self._closing = False
+        self._failure: str | None = None
+        self._thread = threading.Thread(target=self._main, name="cleave-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, generations: Sequence[Generation]) -> None:
+        """Queue them; they start between the same two steps.
+
+        Raises RequestError where a request id is in use, EngineError where nothing runs any more.
+        """
+        with self._work:
+            if self._failure is not None:
+                raise EngineError(f"the engine cannot go on: {self._failure}; load the model again")
+            if self._closing:
+                raise EngineError("the model is closed; load it again")
+            names = [generation.request_id for generation in generations]
+            for index, name in enumerate(names):
+                if name in self._generations or name in names[:index]:
+                    raise RequestError(f"request_id {name!r} is in use; give each request its own")
+            self._generations.update(zip(names, generations, strict=True))
+            self._post(partial(self._start, generations))
+
+    def abort(self, request_id: str) -> None:
+        """Call a request off; its answers end with the finish reason "abort" before the next step.
+
+        Raises RequestError where no such request is under way.
+        """
+        with self._work:
+            generation = self._generations.get(request_id)
+            if generation is None:
+                raise RequestError(f"no request {request_id!r} is under way; it may have ended already")
+            self._post(partial(self._end, generation, "abort", None))
+
+    def discard(self, generation: Generation) -> None:
+        """Call a generation off that nobody reads any more; nothing happens where it has ended."""
+        with self._work:
+            if self._generations.get(generation.request_id) is generation:
+                self._post(partial(self._end, generation, "abort", None))
+
+    def stats(self) -> Stats:
+        """What is going on; never waits for a step."""
+        return self._counter.snapshot()
+
+    def wait_until_idle(self, timeout: float | None = None) -> bool:
+        """Whether nothing is under way any more, after at most `timeout` seconds; None: however long."""
+        with self._work:
+            return self._work.wait_for(lambda: not self._generations, timeout)
+
+    def close(self) -> None:
+        """End the step under way, call everything off, and end the thread."""
+        with self._work:
+            self._closing = True
+            self._work.notify_all()
+        # The garbage collector may find an abandoned model while this very thread runs.
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _post(self, command: _Command) -> None:
+        self._commands.append(command)
+        self._work.notify_all()
+
+    def _main(self) -> None:
+        try:
+            while self._turn():
+                pass
+            self._end_all("abort", "the model was closed")
+        except BaseException as error:
+            _log.critical("the engine thread ends", exc_info=error)
+            with self._work:
+                self._failure = f"{type(error).__name__}: {reason(error)}"
+            self._end_all("error", self._failure)
+
+    def _turn(self) -> bool:
+        """Carry out what was asked for and run one step; False where the thread is to end."""
+        with self._work:
+            while not (self._commands or self._closing) and self._scheduler.is_idle:
+                self._work.wait()
+            if self._closing:
+                return False
+            commands, self._commands = self._commands, []
+        wakeups: Wakeups = {}
+        for command in commands:
+            command(wakeups)
+        if not self._scheduler.is_idle:
+            self._step(wakeups)
+        wake(wakeups)
+        return True
+
+    def _step(self, wakeups: Wakeups) -> None:
+        step = self._scheduler.schedule()
+        if not step:
+            raise RuntimeError("the scheduler has nothing to run, and requests are waiting")
+        outcome = StepOutcome()
+        try:
+            self._stepper.run(step, outcome)
+        finally:
+            self._scheduler.commit(outcome)
+        self._counter.count_step(step, outcome)
+        for chunk in step:
+            if chunk.samples or chunk.sequence.finish_reason is not None:
+                self._report(chunk.sequence, wakeups)
+
+    def _start(self, generations: Sequence[Generation], wakeups: Wakeups) -> None:
+        for generation in generations:
+            for answer in generation.answers:
+                self._answers[answer.sequence.id] = (generation, answer)
+            waiting = [answer for answer in generation.answers if answer not in generation.held_back]
+            self._queue(waiting, wakeups)
+
+    def _queue(self, answers: Sequence[Answer], wakeups: Wakeups) -> None:
+        for answer in answers:
+            if answer.finish_reason is not None:
+                continue
+            try:
+                self._scheduler.add(answer.sequence)
+            except RequestError as error:
+                self._put(*self._answers[answer.sequence.id], answer.give_up("error", str(error)), wakeups)
+
+    def _report(self, sequence: TokenSequence, wakeups: Wakeups) -> None:
+        """Hand on what a sequence has generated."""
+        if sequence.id not in self._answers:
+            return
+        generation, answer = self._answers[sequence.id]
+        try:
+            chunk = answer.advance()
+        except Exception as error:
+            _log.error("the text of request %s cannot be made", generation.request_id, exc_info=error)
+            chunk = answer.give_up("error", f"{type(error).__name__}: {reason(error)}")
+        if answer.finish_reason is not None and sequence.finish_reason is None:
+            self._scheduler.end(sequence, answer.finish_reason)
+        held_back, generation.held_back = generation.held_back, []
+        self._queue(held_back, wakeups)
+        self._put(generation, answer, chunk, wakeups)
+        if generation.reader.is_full and not generation.is_over:
+            _log.warning("request %s is called off: %s", generation.request_id, _UNREAD)
+            self._end(generation, "abort", _UNREAD, wakeups)
+
+    def _put(self, generation: Generation, answer: Answer, chunk: Chunk | None, wakeups: Wakeups) -> None:
+        if chunk is None:
+            return
+        if chunk.finish_reason is not None:
+            del self._answers[answer.sequence.id]
+            self._counter.count_end(chunk.finish_reason)
+            if generation.is_over:
+                # Before the reader learns of it, so that its name can be used again at once.
+                with self._work:
+                    del self._generations[generation.request_id]
+                    self._work.notify_all()
+        generation.reader.put(chunk, wakeups)
+
+    def _end(self, generation: Generation, why: FinishReason, error: str | None, wakeups: Wakeups) -> None:
+        """End all answers of a generation that have not ended."""
+        generation.held_back = []
+        for answer in generation.answers:
+            if answer.finish_reason is None:
+                self._scheduler.end(answer.sequence, why, error)
+                self._put(generation, answer, answer.advance(), wakeups)
+
+    def _end_all(self, why: FinishReason, error: str) -> None:
+        """Tell every reader that nothing more comes. The scheduler is not to be trusted any more."""
+        with self._work:
+            self._closing = True
+            generations = list(self._generations.values())
+            self._generations.clear()
+            self._commands.clear()
+            self._work.notify_all()
+        wakeups: Wakeups = {}
+        for generation in generations:
+            for answer in generation.answers:
+                chunk = answer.give_up(why, error)
+                if chunk is not None:
+                    self._counter.count_end(why)
+                    generation.reader.put(chunk, wakeups)
+        wake(wakeups)
