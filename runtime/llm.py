@@ -12,11 +12,12 @@ from cleave.errors import RequestError
 from cleave.export.artifact import Progress
 from cleave.runtime.detokenizer import Detokenizer
 from cleave.runtime.model import Model, ModelOptions
-from cleave.runtime.request import Chunk, Completion, Prompt, SamplingParams
+from cleave.runtime.request import Chunk, Completion, Logprob, Prompt, SamplingParams
 from cleave.runtime.scheduler import Scheduler
 from cleave.runtime.sequence import Sequence as TokenSequence
 from cleave.runtime.step import StepOutcome
 from cleave.runtime.stepper import Stepper
+from cleave.runtime.tokenizer import Tokenizer
 
 
 @dataclass(slots=True)
@@ -25,6 +26,7 @@ class _Request:
 
     prompt: Prompt
     sequence: TokenSequence
+    tokenizer: Tokenizer
     detokenizer: Detokenizer
     text: str = ""
     reported: int = 0
@@ -40,13 +42,14 @@ class _Request:
         ends = sequence.finish_reason is not None and not self.is_over
         if not new and not ends:
             return None
+        logprobs = _named(sequence, self.tokenizer, self.reported)
         self.reported = len(sequence.output)
         text = self.detokenizer.push(new)
         if ends:
             self.is_over = True
             text += self.detokenizer.finish()
         self.text += text
-        return Chunk(text, tuple(new), sequence.finish_reason, sequence.error)
+        return Chunk(text, tuple(new), sequence.finish_reason, sequence.error, logprobs)
 
 
 class LLM:
@@ -145,7 +148,8 @@ class LLM:
         requests = []
         for offset, (prompt, wanted) in enumerate(zip(prompts, params, strict=True)):
             sequence = self._model.sequence(self._next + offset, prompt, wanted, priority)
-            requests.append(_Request(prompt, sequence, Detokenizer(self._model.tokenizer, sequence.prompt)))
+            tokenizer = self._model.tokenizer
+            requests.append(_Request(prompt, sequence, tokenizer, Detokenizer(tokenizer, sequence.prompt)))
         self._next += len(prompts)
         for request in requests:
             self._scheduler.add(request.sequence)
@@ -205,6 +209,25 @@ def _completion(request: _Request) -> Completion:
         token_ids=tuple(sequence.output),
         finish_reason=sequence.finish_reason,
         error=sequence.error,
+        logprobs=_named(sequence, request.tokenizer),
+        prompt_logprobs=_named_prompt(sequence, request.tokenizer),
         cached_tokens=min(sequence.found or 0, len(sequence.prompt)),
         preemptions=sequence.preemptions,
     )
+
+
+def _named(
+    sequence: TokenSequence, tokenizer: Tokenizer, start: int = 0
+) -> tuple[dict[int, Logprob], ...] | None:
+    """The logprobs of the generated tokens from `start` on; None where they were not asked for."""
+    if sequence.sampling is None or sequence.sampling.logprobs is None:
+        return None
+    return tuple(entry.named(tokenizer) for entry in sequence.logprobs[start:])
+
+
+def _named_prompt(
+    sequence: TokenSequence, tokenizer: Tokenizer
+) -> tuple[dict[int, Logprob] | None, ...] | None:
+    if sequence.sampling is None or sequence.sampling.prompt_logprobs is None:
+        return None
+    return (None, *(entry.named(tokenizer) for entry in sequence.prompt_logprobs))

@@ -2,46 +2,20 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cleave.errors import RequestError
+from cleave.runtime.sampling.logprobs import Logprob
+from cleave.runtime.sampling_params import SamplingParams
+
+__all__ = ["Chunk", "Completion", "FinishReason", "Logprob", "Prompt", "SamplingParams"]
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 """How a request ended: the model stopped; max_tokens or the context is reached; it was called off;
 it made a step fail. Each request ends in exactly one of them."""
 
 Prompt = str | Sequence[int]
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How the next token is chosen, and when to stop. Decoding is greedy: the likeliest token."""
-
-    temperature: float = 0.0
-    max_tokens: int | None = None
-    """Most tokens to generate; None: until the model stops or its context is full."""
-    ignore_eos: bool = False
-    """Go on after an end-of-sequence token."""
-
-    def __post_init__(self) -> None:
-        """Raises RequestError for values that are not allowed."""
-        if isinstance(self.temperature, bool) or self.temperature != 0:
-            raise RequestError(
-                f"temperature is {self.temperature}; only greedy decoding is there: temperature=0"
-            )
-        if self.max_tokens is None:
-            return
-        try:
-            object.__setattr__(self, "max_tokens", operator.index(self.max_tokens))
-        except TypeError:
-            raise RequestError(f"max_tokens is {self.max_tokens!r}, which is no whole number") from None
-        if self.max_tokens < 1:
-            raise RequestError(
-                f"max_tokens is {self.max_tokens}; it must be at least 1, or None for no limit"
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +33,10 @@ class Completion:
     """"stop": the model ended it; "length": max_tokens or the context did; "error": see `error`."""
     error: str | None = None
     """Why it failed, where finish_reason is "error"; text and token_ids are what came before."""
+    logprobs: tuple[dict[int, Logprob], ...] | None = None
+    """For each of token_ids, token id -> its logprob there; None where they were not asked for."""
+    prompt_logprobs: tuple[dict[int, Logprob] | None, ...] | None = None
+    """The same for each of prompt_token_ids; the first one has nothing before it, and so None."""
     cached_tokens: int = field(default=0, compare=False)
     """Tokens of the prompt that the prefix cache had; they cost nothing, and change nothing."""
     preemptions: int = field(default=0, compare=False)
@@ -75,3 +53,5 @@ class Chunk:
     """None in every chunk but the last."""
     error: str | None = None
     """Why it failed, in a last chunk with the finish_reason "error"."""
+    logprobs: tuple[dict[int, Logprob], ...] | None = None
+    """As in Completion, for the token_ids of this chunk."""
