@@ -41,6 +41,15 @@ class Tokenizer:
         text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
         return text
 
+    def encode_words(self, text: str) -> tuple[int, ...]:
+        """Tokens of a text without special ones. Raises RequestError as `encode` does."""
+        return self.check(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def text_of(self, token: int) -> str:
+        """Text of one token by itself, special tokens by their name; parts of a character are U+FFFD."""
+        text: str = self._tokenizer.decode([token], skip_special_tokens=False)
+        return text
+
     def check(self, token_ids: Sequence[int]) -> tuple[int, ...]:
         """The ids as a tuple of int. Raises RequestError for one that the vocabulary does not have."""
         checked = tuple(map(_integer, token_ids))

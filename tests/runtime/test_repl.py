@@ -81,7 +81,7 @@ def test_a_conversation_that_fills_the_context_can_go_on_anew(llm: LLM) -> None:
     out = talk(llm, QUESTION, "word " * 5000, "/reset", QUESTION)
     assert "error: the prompt has" in out
     assert "/reset begins anew" in out
-    assert out.endswith(f"(a new conversation)\n{ANSWER}\n")
+    assert out.endswith(f"(a new conversation)\n{ANSWER}\n\n")
 
 
 def test_a_checkpoint_that_cannot_chat_says_so_at_once(llm: LLM) -> None:
