@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 _NAMES = ("name", "age", "city", "päth", "a b", "x", "tags", "note\n", "😀", 'quo"te', "type")
-_PATTERNS = ("^[a-z]{2,5}$", "^(ab|cd)+$", "[0-9]{3}", r"^\d{2}-\d{2}$", "^[A-Z][a-z]*$", "^é?x{0,3}$")
+_PATTERNS = ("^[a-z]{2,5}$", "^(ab|cd)+$", "[0-9a-z]{2}", r"^\d{2}-\d{2}$", "^[A-Z][a-z]*$", "^é?x{0,3}$")
 _FORMATS = ("uuid", "ipv4", "date-time", "time", "duration")
 _VALUES: tuple[Any, ...] = (
     None,

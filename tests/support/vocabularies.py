@@ -30,16 +30,18 @@ def demo(vocab_size: int = 3072) -> Tokenizer:
     return Tokenizer(DEMO, vocab_size)
 
 
-def byte_level(merges: Iterable[tuple[str, str]] = ()) -> RustTokenizer:
-    """Byte-level BPE: <s>, </s>, a token for each byte, and one for each merge."""
+def byte_level(words: Iterable[str] = ()) -> RustTokenizer:
+    """Byte-level BPE: <s>, </s>, a token for each byte, and one for each beginning of a word."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {letter: index + 2 for index, letter in enumerate(alphabet)}
-    kept = []
-    for left, right in merges:
-        kept.append((_letters(left), _letters(right)))
-        vocab.setdefault("".join(kept[-1]), len(vocab) + 2)
+    merges = []
+    for letters in map(_letters, words):
+        for end in range(2, len(letters) + 1):
+            if letters[:end] not in vocab:
+                merges.append((letters[: end - 1], letters[end - 1]))
+                vocab[letters[:end]] = len(vocab) + 2
     vocab |= {"<s>": 0, "</s>": 1}
-    made = RustTokenizer(models.BPE(vocab, kept))
+    made = RustTokenizer(models.BPE(vocab, merges))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     made.decoder = decoders.ByteLevel()
     made.add_special_tokens(["<s>", "</s>"])
