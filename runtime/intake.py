@@ -31,7 +31,7 @@ class Intake:
     ) -> Generation:
         """A generation for a prompt; `request_id` is made up where none is given.
 
-        Raises RequestError for what is not allowed.
+        Raises RequestError for what is not allowed, MissingPackage where structured output needs one.
         """
         if not isinstance(priority, int):
             raise RequestError(f"priority is {priority!r}; it must be a whole number, lower is more urgent")
@@ -47,7 +47,15 @@ class Intake:
     def _answer(self, index: int, prompt: Prompt, params: SamplingParams, priority: int) -> Answer:
         if index and params.prompt_logprobs is not None:
             params = replace(params, prompt_logprobs=None)
-        sequence = self._model.sequence(next(self._sequences), prompt, params, priority, stream=index)
+        wanted = params.structured
+        sequence = self._model.sequence(
+            next(self._sequences),
+            prompt,
+            params,
+            priority,
+            constraint=None if wanted is None else self._model.grammars.constraint(wanted),
+            stream=index,
+        )
         return Answer.of(index, sequence, params, self._model.tokenizer)
 
     def _check_room(self, answers: list[Answer]) -> None:

@@ -26,6 +26,7 @@ from cleave.runtime.sampling import checks
 from cleave.runtime.sampling.state import SamplingState
 from cleave.runtime.sampling_params import SamplingDefaults, SamplingParams
 from cleave.runtime.sequence import Sequence
+from cleave.runtime.structured.compiler import GrammarCompiler
 from cleave.runtime.structured.constraint import TokenConstraint
 from cleave.runtime.tokenizer import Tokenizer
 
@@ -94,6 +95,7 @@ class Model:
         self.tokenizer = Tokenizer(artifact.tokenizer_file, manifest.vocab_size)
         self.eos_token_ids = artifact.eos_token_ids
         self.chat = Chat(artifact)
+        self.grammars = GrammarCompiler(self.tokenizer, self.eos_token_ids)
         self.sampling_defaults = SamplingDefaults.from_generation_config(artifact.generation_config)
         self._vocab_size = manifest.vocab_size
         rows = min(options.max_tokens_per_step, options.max_sequences * self.max_length)
@@ -210,6 +212,7 @@ class Model:
         """Give back memory and threads."""
         self.engine.close()
         self.attention.shutdown()
+        self.grammars.close()
 
     def _bounded_length(self, context: int) -> int:
         asked = self.options.max_model_len

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cleave.errors import CleaveError
 from cleave.kvcache.keys import PageKeys
 from cleave.runtime.request import FinishReason
 from cleave.runtime.sampling.logprobs import TokenLogprobs
@@ -82,8 +83,12 @@ class Sequence:
         if self.keys is not None:
             self.keys.append(token)
         if self.sampling is not None:
-            self.sampling.accept(token)
-        if token in self.stop_token_ids:
+            try:
+                self.sampling.accept(token)
+            except CleaveError as error:
+                self.finish("error", str(error))
+                return
+        if token in self.stop_token_ids or (self.sampling is not None and self.sampling.is_complete):
             self.finish("stop")
         elif len(self.output) >= self.max_tokens:
             self.finish("length")
