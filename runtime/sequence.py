@@ -83,7 +83,7 @@ class Sequence:
             self.keys.append(token)
         if self.sampling is not None:
             self.sampling.accept(token)
-        if token in self.stop_token_ids:
+        if token in self.stop_token_ids or (self.sampling is not None and self.sampling.is_complete):
             self.finish("stop")
         elif len(self.output) >= self.max_tokens:
             self.finish("length")

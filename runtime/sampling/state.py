@@ -108,7 +108,7 @@ class SamplingState:
             hide_outside(row, self._allowed)
         if self._bad_words is not None:
             row[self._bad_words.banned()] = -np.inf
-        if self.generated < self._min_tokens and not self._is_complete:
+        if self.generated < self._min_tokens and not self.is_complete:
             row[self._stops] = -np.inf
         if len(self._biased):
             row[self._biased] += self._biases
@@ -127,8 +127,8 @@ class SamplingState:
             self.constraint.accept(token)
 
     @property
-    def _is_complete(self) -> bool:
-        """Whether the text is whole by its grammar, so that the end may come before min_tokens."""
+    def is_complete(self) -> bool:
+        """Whether the text is whole by its grammar; then the answer ends, min_tokens or not."""
         return self.constraint is not None and self.constraint.is_complete
 
 

@@ -101,9 +101,7 @@ EDITS: dict[str, dict[str, Any]] = {
         "min_p": 0.01,
     },
 }
-CASES = [(name, case) for name, case in FILTERS.items()] + [
-    (name, {"temperature": 1.1} | case) for name, case in EDITS.items()
-]
+CASES = list(FILTERS.items()) + [(name, {"temperature": 1.1} | case) for name, case in EDITS.items()]
 
 
 @pytest.mark.parametrize(("name", "case"), CASES, ids=[name for name, _ in CASES])
