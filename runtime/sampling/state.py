@@ -128,7 +128,7 @@ class SamplingState:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the text is whole by its grammar, so that the end may come before min_tokens."""
+        """Whether the text is whole by its grammar; then the answer ends, min_tokens or not."""
         return self.constraint is not None and self.constraint.is_complete
 
 
