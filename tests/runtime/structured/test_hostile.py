@@ -21,7 +21,7 @@ def test_hostile_inputs_are_refused_or_bounded() -> None:
     ended = process([Path(__file__).with_name("hostile.py"), DEMO])
     assert ended.code == 0, ended
     outcomes, grown = map(json.loads, ended.out.splitlines())
-    assert REFUSED <= {name for name, outcome in outcomes.items() if outcome == "refused"}
+    assert {name for name, outcome in outcomes.items() if outcome == "refused"} >= REFUSED
     assert {"ranges", "large enum", "chain of rules", "chain of references", "deep schema"} <= {
         name for name, outcome in outcomes.items() if outcome == "runs"
     }
