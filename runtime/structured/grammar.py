@@ -52,7 +52,9 @@ class Grammar:
         self._lock = threading.Lock()
         self._base = self._compile()
         first = self._base.deep_copy()
-        self.first_mask = compute(first, words(tokenizer.vocab_size))
+        self.words = words(tokenizer.vocab_size)
+        """Words of a mask of the library, which may know one token more than the model."""
+        self.first_mask = compute(first, self.words)
         """The mask before the first token; computed at once, so that a grammar that has none is refused."""
         if first.is_error():
             raise self._refusal(first)
