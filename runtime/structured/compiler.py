@@ -27,7 +27,8 @@ _MOST_THREADS = 4
 class GrammarCompiler:
     """Makes the constraints of one model's requests. Any number of threads may call it.
 
-    The library and the vocabulary are loaded by the first request that asks for structured output.
+    The library and the vocabulary are loaded by the first request that asks for structured output, or by
+    `prepare`.
     """
 
     def __init__(
@@ -58,10 +59,7 @@ class GrammarCompiler:
         Raises RequestError for what cannot be compiled, EngineError for a tokenizer that cannot be
         constrained, MissingPackage where the library is not installed.
         """
-        library = self._library_tokenizer
-        return GrammarConstraint(
-            self.compile(wanted), self._tokenizer.vocab_size, library.vocab_size, self._pool
-        )
+        return GrammarConstraint(self.compile(wanted), self._tokenizer.vocab_size, self._pool)
 
     def compile(self, wanted: StructuredOutput) -> Grammar:
         """The compiled grammar, from those that are kept where it is there. Raises as `constraint` does."""
@@ -79,6 +77,11 @@ class GrammarCompiler:
                 self._grammars.popitem(last=False)
         return made
 
+    def prepare(self) -> None:
+        """Load the library and the vocabulary now; 128k tokens take some seconds. Raises as `constraint`."""
+        with self._compiling:
+            _ = self._library_tokenizer
+
     def close(self) -> None:
         """End the threads. Requests that still run get an EngineError when they ask for a mask."""
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -92,7 +95,7 @@ class GrammarCompiler:
 
     @cached_property
     def _library_tokenizer(self) -> LLTokenizer:
-        """The vocabulary as a trie."""
+        """The vocabulary as a trie; asked for under `_compiling`."""
         try:
             from llguidance import LLTokenizer
         except ImportError:

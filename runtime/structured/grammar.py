@@ -28,6 +28,7 @@ _LIMITS: dict[str, Any] = {
 """What a grammar may cost (`LLParserLimits`): to compile, about a second; a mask, about 0.1 s; memory, the
 lexer's states at 1 to 2 kB each."""
 _STACK_BYTES = 16 << 20
+_STACK_UNIT = 64 << 10
 _STACK_PER_BYTE = 2048
 """The library recurses from rule to rule; measured, a byte of source takes at most 1 kB of stack."""
 # The size that the next thread gets is the process's, and so is the lock on it.
@@ -52,7 +53,9 @@ class Grammar:
         self._lock = threading.Lock()
         self._base = self._compile()
         first = self._base.deep_copy()
-        self.first_mask = compute(first, words(tokenizer.vocab_size))
+        self.words = words(tokenizer.vocab_size)
+        """Words of a mask of the library, which may know one token more than the model."""
+        self.first_mask = compute(first, self.words)
         """The mask before the first token; computed at once, so that a grammar that has none is refused."""
         if first.is_error():
             raise self._refusal(first)
@@ -87,11 +90,16 @@ class Grammar:
             except BaseException as error:  # a panic of the library is no Exception
                 made.append(error)
 
+        stack = _STACK_BYTES + _STACK_PER_BYTE * len(self._source.encode("utf-8"))
+        thread = threading.Thread(target=compile_here, name="cleave-grammar")
         with _stack_size:
-            before = threading.stack_size(_STACK_BYTES + _STACK_PER_BYTE * len(self._source.encode("utf-8")))
+            before = threading.stack_size(-(-stack // _STACK_UNIT) * _STACK_UNIT)
             try:
-                thread = threading.Thread(target=compile_here, name="cleave-grammar")
                 thread.start()
+            except RuntimeError:
+                raise RequestError(
+                    f"the {self.kind} cannot be compiled: there is no room for a stack of {stack >> 20} MiB"
+                ) from None
             finally:
                 threading.stack_size(before)
         thread.join()

@@ -19,12 +19,11 @@ class GrammarConstraint:
     halves asks more than once.
     """
 
-    def __init__(self, grammar: Grammar, vocab_size: int, library_size: int, pool: Executor) -> None:
-        """`vocab_size`: logits of a row; `library_size`: tokens that the library knows, one more at most."""
+    def __init__(self, grammar: Grammar, vocab_size: int, pool: Executor) -> None:
+        """`vocab_size`: logits of a row. Masks are computed in `pool`."""
         self._grammar = grammar
         self._pool = pool
         self._vocab_size = vocab_size
-        self._words = words(library_size)
         self._base = grammar.base
         self._matcher = self._base.deep_copy()
         self._tokens: list[int] = []
@@ -80,7 +79,7 @@ class GrammarConstraint:
 
     def _compute(self) -> None:
         """The next mask, with a lexer of its own where the shared one fails."""
-        mask = compute(self._matcher, self._words)
+        mask = compute(self._matcher, self._grammar.words)
         if self._matcher.is_error():
             self._go_alone()
         else:
@@ -89,7 +88,7 @@ class GrammarConstraint:
     def _go_alone(self) -> None:
         """Raises RequestError where a fresh lexer fails as well."""
         matcher = self._grammar.alone(self._base, self._tokens)
-        mask = compute(matcher, self._words)
+        mask = compute(matcher, self._grammar.words)
         if matcher.is_error():
             why = short(matcher.get_error())
             raise RequestError(f"the {self._grammar.kind} fails after {len(self._tokens)} tokens: {why}")

@@ -102,7 +102,12 @@ def _schema_text(schema: object) -> str:
     except ValueError as error:
         raise RequestError(f"json_schema is not JSON ({reason(error)})") from None
     check_schema(parsed)
-    return schema
+    try:
+        written = json.dumps(parsed, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise RequestError(f"json_schema has a number that is too large ({reason(error)})") from None
+    _check_text("json_schema", written, MAX_SCHEMA_BYTES)
+    return written
 
 
 def _choices(choice: object) -> tuple[str, ...]:

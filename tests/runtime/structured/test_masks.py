@@ -122,7 +122,7 @@ def check_walk(
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize(("name", "made", "eos"), tokenizers(), ids=["byte_level", "byte_fallback"])
+@pytest.mark.parametrize(("name", "made", "eos"), tuple(tokenizers()), ids=["byte_level", "byte_fallback"])
 def test_masks_of_regular_expressions(
     pattern: str, name: str, made: RustTokenizer, eos: tuple[int, ...], tmp_path: Path
 ) -> None:
@@ -141,7 +141,7 @@ def test_masks_of_regular_expressions(
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-@pytest.mark.parametrize(("name", "made", "eos"), tokenizers(), ids=["byte_level", "byte_fallback"])
+@pytest.mark.parametrize(("name", "made", "eos"), tuple(tokenizers()), ids=["byte_level", "byte_fallback"])
 def test_masks_of_choices(
     choice: tuple[str, ...], name: str, made: RustTokenizer, eos: tuple[int, ...], tmp_path: Path
 ) -> None:

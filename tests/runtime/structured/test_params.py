@@ -53,6 +53,9 @@ def compiler() -> Iterator[GrammarCompiler]:
         ({"json_schema": '{"a": 1, "a": 2}'}, "the key 'a' is there twice"),
         ({"json_schema": '{"minimum": NaN}'}, "NaN is no JSON value"),
         ({"json_schema": {"minimum": float("inf")}}, "cannot be written as JSON"),
+        ({"json_schema": '{"const": "\\ud800"}'}, "json_schema has a character that UTF-8 cannot encode"),
+        ({"json_schema": '{"const": 1e400}'}, "json_schema has a number that is too large"),
+        ({"json_schema": '{"const": 1' + "0" * 5000 + "}"}, "json_schema is not JSON"),
         ({"json_schema": {"enum": {1, 2}}}, "cannot be written as JSON"),
         ({"json_schema": "[1]"}, "the JSON schema at # is [1]; it must be an object or a bool"),
         ({"json_schema": {"items": 5}}, "at #/items is 5; it must be an object or a bool"),
@@ -164,8 +167,9 @@ def test_it_is_a_value() -> None:
     """It can be a key, and what is changed afterwards changes nothing."""
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     one, other = StructuredOutput(json_schema=schema), StructuredOutput(json_schema=json.dumps(schema))
+    spaced = StructuredOutput(json_schema=json.dumps(schema, indent=2))
     schema["properties"] = {}
-    assert one == other
+    assert one == other == spaced
     assert hash(one) == hash(other)
     assert StructuredOutput(choice=["a", "b", "a"]).choice == ("a", "b")
     kinds = [StructuredOutput(json_schema=False).kind, StructuredOutput(json_object=True).kind]
