@@ -46,6 +46,11 @@ _SECTIONS = {
         "`flat`: 90 % of the probability are tens of thousands of tokens.",
     ),
     "export_memory": ("Memory of an export", "Peak memory of the process beside the size of the checkpoint."),
+    "structured": (
+        "Structured output",
+        "The masks of two libraries; what each makes of the features of JSON Schema (ignored: it lets "
+        "through what the schema forbids); and what masks cost the engine's thread, microseconds a request.",
+    ),
     "scheduler": ("Scheduler", "The cost of a scheduling decision."),
 }
 

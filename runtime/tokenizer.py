@@ -24,6 +24,17 @@ class Tokenizer:
             ) from None
         self._vocab_size = vocab_size
 
+    @property
+    def vocab_size(self) -> int:
+        """Logits of a row; the tokenizer may have more tokens than that, or fewer."""
+        return self._vocab_size
+
+    @property
+    def definition(self) -> str:
+        """The text of its tokenizer.json."""
+        text: str = self._tokenizer.to_str()
+        return text
+
     def encode(self, text: str) -> tuple[int, ...]:
         """Tokens of a text, special tokens added as the checkpoint does.
 
