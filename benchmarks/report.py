@@ -40,6 +40,11 @@ _SECTIONS = {
         "Split tax",
         "What it costs to run the model in pieces, beside the uncut graph and the whole step.",
     ),
+    "sampler": (
+        "Sampler",
+        "Choosing the next tokens of a batch. A pass is one reading of its logits at the machine's bandwidth; "
+        "`flat`: 90 % of the probability are tens of thousands of tokens.",
+    ),
     "export_memory": ("Memory of an export", "Peak memory of the process beside the size of the checkpoint."),
     "structured": (
         "Structured output",
@@ -80,6 +85,7 @@ def _result(record: Mapping[str, Any], kind: str) -> str:
         "side_by_side": _side_by_side,
         "throughput": _throughput,
         "serve": _serve,
+        "sampler": _sampler,
     }.get(kind, _plain)
     return (
         f"{draw(record['figures'])}\n"
@@ -190,6 +196,26 @@ def _serve(figures: Mapping[str, Any]) -> str:
         "tokens/s.\n\n"
     )
     return title + _table(["ms", "mean", "median", "p99"], rows)
+
+
+def _sampler(figures: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            row["kind"],
+            f"{row['vocab']:,}",
+            row["batch"],
+            f"{row['us']:,.0f}",
+            f"{row['us'] / row['batch']:,.1f}",
+            f"{row['passes']:.1f}{'*' if row['disturbed'] else ''}",
+            "" if row["goal"] is None else f"{row['goal']:.0f}",
+        ]
+        for row in figures["rows"]
+    ]
+    title = (
+        f"{figures['threads']} threads, read {figures['bytes_per_s'] / 1e9:.1f} GB/s, medians of "
+        f"{figures['repetitions']}.\n\n"
+    )
+    return title + _table(["kind", "vocabulary", "batch", "us", "us a request", "passes", "goal"], rows)
 
 
 def _plain(figures: Any) -> str:

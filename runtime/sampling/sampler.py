@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,20 +146,29 @@ class Sampler:
         )
 
     def _share(self, rows: int, vocab: int, run: Callable[[int, int, int], None]) -> None:
-        """Call run(part, begin, end) for all rows, one part of them a thread."""
-        parts = max(1, min(self._threads, rows, rows * vocab // _ENOUGH))
-        if self._pool is None or parts == 1:
-            run(0, 0, rows)
-            return
-        bounds = [rows * part // parts for part in range(parts + 1)]
-        others = [self._pool.submit(run, part, bounds[part], bounds[part + 1]) for part in range(1, parts)]
+        """Call run(thread, begin, end) for all rows, a few at a time.
+
+        Each thread takes the next few when it is ready: one that wakes late, or not at all, delays nobody.
+        """
+        few = max(1, _FEW // vocab)
+        begins = iter(range(0, rows, few))
+
+        def work(thread: int) -> None:
+            for begin in begins:
+                run(thread, begin, min(begin + few, rows))
+
+        helpers: list[Future[None]] = []
+        if self._pool is not None and rows * vocab >= _ENOUGH:
+            count = min(self._threads, -(-rows // few))
+            helpers = [self._pool.submit(work, thread) for thread in range(1, count)]
         try:
-            run(0, 0, bounds[1])
+            work(0)
         finally:
             # Also when this thread is interrupted: the next step writes to the logits again.
-            wait(others)
-        for other in others:
-            other.result()
+            helpers = [helper for helper in helpers if not helper.cancel()]
+            wait(helpers)
+        for helper in helpers:
+            helper.result()
 
     def _room(self, vocab: int, part: int = 0) -> _Array:
         """The scratch memory of one thread."""
@@ -169,8 +178,10 @@ class Sampler:
         return self._scratch[part]
 
 
+_FEW = 1 << 17
+"""Logits that a thread takes at a time."""
 _ENOUGH = 1 << 19
-"""Logits that are worth a thread: it takes some 50 microseconds to wake one."""
+"""Logits that are worth more than one thread."""
 _LIKELIEST = (0.0, 0, 1.0, 0.0)
 
 
