@@ -88,7 +88,7 @@ class ReferenceBackend:
         tensor = torch.from_numpy(array) if isinstance(array, np.ndarray) else array
         if tuple(tensor.shape) != (rows, heads * head_dim) or tensor.stride(1) != 1:
             raise AttentionError(
-                f"{name} is {list(tensor.shape)}; it must be [{rows}, {heads * head_dim}], its rows without gaps"
+                f"{name} is {list(tensor.shape)}; it must be [{rows}, {heads * head_dim}], rows without gaps"
             )
         view: Tensor = tensor.view(rows, heads, head_dim)
         return view

@@ -106,7 +106,7 @@ class EngineOptions:
     device: str | None = None
     """Where to compute; None: what the kind is made for."""
     cache: Path | None = None
-    """A folder for what this engine compiles, kept for this very artifact, kind and machine; None: none."""
+    """A folder with what was built of this artifact, for this kind and machine; None: nothing was."""
 
 
 @dataclass(frozen=True, slots=True)

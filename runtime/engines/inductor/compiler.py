@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +28,26 @@ Tensor = torch.Tensor
 Compiled = Callable[..., Sequence[Tensor]]
 
 
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What the compiler is told of a tensor. The first dimension of an input is the compiler's to set."""
+
+    sizes: tuple[int, ...]
+    dtype: torch.dtype
+
+
 class Compiler:
-    """Compiles programs by Inductor, and keeps the results in a folder.
+    """Compiles programs by Inductor.
 
     Dynamo has no part in it, because a program is a graph already: calls check no guards, and nothing is
     compiled again behind anybody's back.
     """
 
-    def __init__(self, folder: Path | None, options: Mapping[str, Any] | None = None) -> None:
-        """`folder` keeps the functions from one start to the next; None keeps none. `options` are
-        Inductor's own.
-        """
+    def __init__(self, device: torch.device, folder: Path | None, **options: Any) -> None:
+        """`folder` has functions that were kept before, or is None. `options` are Inductor's own."""
+        self._device = device
         self._folder = folder
-        self._options = dict(options or {})
+        self._options = options
         self.compilations = 0
         """Functions that were compiled, and not found in the folder."""
 
@@ -48,23 +56,20 @@ class Compiler:
         program: Program,
         name: str,
         rows: int | None,
-        inputs: Sequence[Tensor],
-        weights: Sequence[Tensor],
+        inputs: Sequence[Shape],
+        weights: Sequence[Shape],
+        keep: Path | None = None,
     ) -> Compiled:
         """A function that takes the program's inputs and weights and gives its outputs.
 
-        It is for inputs of exactly `rows` rows; None: of any number from two on. Of the example `inputs`
-        only dtype, device and the dimensions after the first count. `name` tells the programs of a model
-        apart in the folder.
+        It is for inputs of exactly `rows` rows; None: of any number from two on. `name` tells the programs
+        of a model apart in the folder. `keep` is a folder that the function is written to.
         """
-        file = None
-        if self._folder is not None:
-            file = self._folder / f"{name}-{'any' if rows is None else rows}.bin"
-            if (found := _load(file)) is not None:
-                return found
+        file = f"{name}-{'any' if rows is None else rows}.bin"
+        if self._folder is not None and (found := _load(self._folder / file)) is not None:
+            return found
         mode = FakeTensorMode(shape_env=ShapeEnv())
-        examples: list[Any] = _stand_ins(program, rows, inputs, mode)
-        examples += [mode.from_tensor(weight, static_shapes=True) for weight in weights]
+        examples = self._stand_ins(program, rows, inputs, weights, mode)
         module = copy.deepcopy(program.module)
         with mode:
             _Annotate(module).run(*examples)
@@ -76,9 +81,32 @@ class Compiler:
                 options={"config_patches": self._options},
             )
         self.compilations += 1
-        if file is not None:
-            _save(compiled, file)
+        if keep is not None:
+            _save(compiled, keep / file)
         return compiled
+
+    def _stand_ins(
+        self,
+        program: Program,
+        rows: int | None,
+        inputs: Sequence[Shape],
+        weights: Sequence[Shape],
+        mode: FakeTensorMode,
+    ) -> list[Any]:
+        """Tensors without data, the inputs with the first dimension that is compiled for."""
+        sizes: list[tuple[Any, ...]] = []
+        dimensions: dict[str, Any] = {}
+        for name, shape in zip(program.inputs, inputs, strict=True):
+            dimension = "rows" if name == "logit_rows" else "tokens"
+            if dimension not in dimensions:
+                dimensions[dimension] = _any_number(mode, dimension) if rows is None else rows
+            sizes.append((dimensions[dimension], *shape.sizes[1:]))
+        sizes += [shape.sizes for shape in weights]
+        with mode:
+            return [
+                torch.empty(size, dtype=shape.dtype, device=self._device)
+                for size, shape in zip(sizes, (*inputs, *weights), strict=True)
+            ]
 
 
 class _Annotate(fx.Interpreter):
@@ -88,22 +116,6 @@ class _Annotate(fx.Interpreter):
         result = super().run_node(n)
         n.meta["example_value"] = result
         return result
-
-
-def _stand_ins(
-    program: Program, rows: int | None, inputs: Sequence[Tensor], mode: FakeTensorMode
-) -> list[Tensor]:
-    """Tensors without data, with the first dimension that is compiled for."""
-    dimensions: dict[str, Any] = {}
-    made = []
-    for name, tensor in zip(program.inputs, inputs, strict=True):
-        dimension = "rows" if name == "logit_rows" else "tokens"
-        if dimension not in dimensions:
-            dimensions[dimension] = _any_number(mode, dimension) if rows is None else rows
-        with mode:
-            shape = (dimensions[dimension], *tensor.shape[1:])
-            made.append(torch.empty(shape, dtype=tensor.dtype, device=tensor.device))
-    return made
 
 
 def _any_number(mode: FakeTensorMode, name: str) -> Any:
@@ -126,7 +138,6 @@ def _load(file: Path) -> Compiled | None:
 
 def _save(compiled: Any, file: Path) -> None:
     """Keep a compiled function. Where Inductor cannot, the next start compiles it again."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     try:
         compiled.save(path=str(file), format="binary")
     except (RuntimeError, AssertionError) as error:

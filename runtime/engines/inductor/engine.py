@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import replace
+from collections.abc import Hashable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,22 +12,17 @@ import torch
 
 from cleave.errors import EngineError
 from cleave.export.artifact import Artifact
-from cleave.export.pieces import ATTENTION, Piece, cut, widen
+from cleave.export.pieces import ATTENTION
 from cleave.kvcache.budget import mib
 from cleave.runtime.engines.engine import Attention, EngineOptions, Observer
-from cleave.runtime.engines.inductor.compiler import Compiled, Compiler
 from cleave.runtime.engines.inductor.device import check_device
+from cleave.runtime.engines.inductor.functions import Functions
 from cleave.runtime.engines.inductor.graphs import DecodeGraphs, batch_sizes
 from cleave.runtime.engines.inductor.inputs import StepInputs, check_rows
-from cleave.runtime.engines.inductor.join import join_linears
-from cleave.runtime.engines.inductor.program import Program, program_of
 from cleave.runtime.engines.inductor.weights import DeviceWeights
-from cleave.runtime.engines.residual import check_observable, with_residual
 
 Tensor = torch.Tensor
 _Array = npt.NDArray[Any]
-_SMALL = {"cuda": (1, 2, 4, 8, 16), "cpu": (1,)}
-"""Numbers of rows that are compiled for on their own; all others share one function a piece."""
 
 
 class InductorEngine:
@@ -40,8 +35,17 @@ class InductorEngine:
 
     kind = "inductor"
 
+    @staticmethod
+    def build(artifact: Artifact, options: EngineOptions, folder: Path) -> None:
+        """Compile everything into `folder`, which later `EngineOptions.cache` names. Reads no weights.
+
+        Raises EngineError for a graph, a device or a dtype that this engine cannot run.
+        """
+        device = check_device(options.device, artifact.manifest.dtype)
+        Functions(artifact, device).compile_all(folder)
+
     def __init__(self, artifact: Artifact, options: EngineOptions) -> None:
-        """Load the weights. Functions are compiled, or found in `options.cache`, on their first use.
+        """Load the weights. What `options.cache` lacks is compiled on its first use.
 
         Raises EngineError for a graph, a device or a dtype that this engine cannot run.
         """
@@ -54,21 +58,16 @@ class InductorEngine:
         if self.dtype != manifest.dtype:
             self.notes = (f"{manifest.dtype} weights are widened to float32: the CPU computes in float32",)
         self._torch_device, self._options = device, options
-        self._pieces = _pieces(artifact, is_wide=not is_gpu)
+        self._functions = Functions(artifact, device, options.cache)
         self._weights = DeviceWeights(artifact, getattr(torch, self.dtype), device)
-        self._rows = {name: tensor.shape[0] for name, tensor in artifact.tensors.items() if tensor.shape}
-        self._programs = {
-            self._role(index): self._program(index) for index in sorted({0, 1, len(self._pieces) - 1})
-        }
-        self._given = [self._weights_of(index) for index in range(len(self._pieces))]
+        self._given = [
+            [self._weights.get(names) for names in self._functions.weights(index)]
+            for index in range(manifest.num_layers + 1)
+        ]
         self._embedding = self._weights.get((manifest.embedding,))
         self._scale = None
         if manifest.embedding_scale != 1:
             self._scale = torch.tensor(manifest.embedding_scale, dtype=self._embedding.dtype, device=device)
-        self._compiler = Compiler(options.cache)
-        self._small = _SMALL[device.type]
-        self._suffix = ""
-        self._functions: dict[tuple[str, int | None], Compiled] = {}
         sizes = batch_sizes(options.max_sequences)
         self._graphs = DecodeGraphs(sizes, device) if is_gpu else None
         self._inputs = StepInputs(max(options.max_tokens, sizes[-1]), device)
@@ -78,7 +77,7 @@ class InductorEngine:
     @property
     def compilations(self) -> int:
         """Functions that this engine has compiled so far."""
-        return self._compiler.compilations
+        return self._functions.compilations
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
@@ -106,8 +105,7 @@ class InductorEngine:
                 given = self._inputs.views(size, size)
                 logits = self._graphs.run(size, key, lambda: self._forward(*given, attention))
                 return logits[: len(logit_rows)]
-        small = tokens if tokens in self._small else None
-        rows = small or max(2, len(logit_rows))
+        rows = self._functions.rows_for(tokens) or max(2, len(logit_rows))
         given = self._inputs.send(token_ids, logit_rows, tokens, rows)
         return self._forward(*given, attention)[: len(logit_rows)]
 
@@ -129,17 +127,12 @@ class InductorEngine:
 
     def observe(self, observer: Observer | None) -> None:
         """See `Engine.observe`. The first time, the last piece gives its residual too from then on."""
-        if observer is not None and len(self._pieces[-1].outputs) == 1:
-            check_observable(self._pieces)
-            self._pieces[-1] = with_residual(self._pieces[-1])
-            self._programs["last"] = self._program(len(self._pieces) - 1)
-            self._functions = {key: made for key, made in self._functions.items() if key[0] != "last"}
-            self._suffix = "-residual"
+        if observer is not None:
+            self._functions.give_residual()
         self._observer = observer
 
     def close(self) -> None:
         """See `Engine.close`."""
-        self._functions.clear()
         if self._graphs is not None:
             self._graphs.clear()
         self._given.clear()
@@ -154,10 +147,12 @@ class InductorEngine:
         if observer is not None:
             observer.residual(-1, embeds)
         values = {"inputs_embeds": embeds}
-        last = len(self._pieces) - 1
-        for index, piece in enumerate(self._pieces):
+        pieces = self._functions.pieces
+        last = len(pieces) - 1
+        rows = self._functions.rows_for(len(token_ids))
+        for index, piece in enumerate(pieces):
             inputs = [values[name] for name in piece.inputs]
-            outputs = self._function(index, inputs)(*inputs, *self._given[index])
+            outputs = self._functions.get(index, rows)(*inputs, *self._given[index])
             values |= zip(piece.outputs, outputs, strict=True)
             if index == last:
                 break
@@ -169,37 +164,8 @@ class InductorEngine:
             values[ATTENTION] = out
             values["logit_rows"] = logit_rows
         if observer is not None:
-            observer.residual(last - 1, values[self._pieces[-1].outputs[-1]])
+            observer.residual(last - 1, values[pieces[-1].outputs[-1]])
         return values["logits"]
-
-    def _function(self, index: int, inputs: Sequence[Tensor]) -> Compiled:
-        """What is compiled for piece `index` and inputs of this many rows."""
-        role = self._role(index)
-        tokens = len(inputs[0])
-        rows = tokens if tokens in self._small else None
-        function = self._functions.get((role, rows))
-        if function is None:
-            name = role + (self._suffix if role == "last" else "")
-            function = self._compiler.compile(self._programs[role], name, rows, inputs, self._given[index])
-            self._functions[role, rows] = function
-        return function
-
-    def _role(self, index: int) -> str:
-        if index == len(self._pieces) - 1:
-            return "last"
-        return "middle" if index else "first"
-
-    def _program(self, index: int) -> Program:
-        piece = self._pieces[index]
-        where = f"the piece after layer {index - 1}" if index else "the piece before layer 0"
-        rows = {name: self._rows[tensor] for name, tensor in piece.weights.items()}
-        return join_linears(program_of(piece, where), rows)
-
-    def _weights_of(self, index: int) -> list[Tensor]:
-        """The weights of a piece, in the order in which its program takes them."""
-        named = self._pieces[index].weights
-        parts = self._programs[self._role(index)].weights
-        return [self._weights.get(tuple(named[name] for name in names)) for names in parts]
 
 
 class _NoAttention:
@@ -207,12 +173,3 @@ class _NoAttention:
 
     def run(self, layer: int, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
         """See `Attention.run`; out is left as it is."""
-
-
-def _pieces(artifact: Artifact, *, is_wide: bool) -> list[Piece]:
-    """The pieces; in float32 where the device has no narrower arithmetic. Middle ones share one model."""
-    pieces = cut(artifact.batchful_graph())
-    if not is_wide:
-        return pieces
-    wide = {id(piece.model): widen(piece.model) for piece in pieces}
-    return [replace(piece, model=wide[id(piece.model)]) for piece in pieces]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,6 @@ from cleave.kvcache.budget import mib
 Tensor = torch.Tensor
 _BLOCK = 64 << 20
 _RAW = {2: np.int16, 4: np.int32}
-_RAW_TORCH = {2: torch.int16, 4: torch.int32}
 
 
 class DeviceWeights:
@@ -69,7 +69,9 @@ def _plain_copy(target: Tensor, source: npt.NDArray[Any]) -> None:
 
 def as_tensor(array: npt.NDArray[Any]) -> Tensor:
     """A mapped array as a tensor over the same memory; numpy has no bfloat16 that torch knows."""
-    raw = torch.from_numpy(np.asarray(array).view(_RAW[array.itemsize]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the memory is read-only: nothing is written there
+        raw = torch.from_numpy(np.asarray(array).view(_RAW[array.itemsize]))
     return raw.view(getattr(torch, array.dtype.name))
 
 
