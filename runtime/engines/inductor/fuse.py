@@ -5,60 +5,52 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx
 
+from cleave.runtime.engines.inductor.choose import Linear
 from cleave.runtime.engines.inductor.operators import rms_norm
 from cleave.runtime.engines.inductor.program import Program
 from cleave.runtime.engines.inductor.small import SMALL_LINEAR, Blocks
-
-
-@dataclass(frozen=True, slots=True)
-class Linear:
-    """What a linear layer is, as far as its speed goes."""
-
-    height: int
-    """Rows of its weight."""
-    width: int
-    norm: bool
-    residual: bool
-    swiglu: bool
-
 
 Choose = Callable[[Linear], Blocks | None]
 """The blocks of the own kernel for a layer; None where the library's product is faster."""
 
 
-def fuse_small_linears(program: Program, shapes: dict[str, tuple[int, ...]], choose: Choose) -> Program:
-    """The same program with linear layers replaced by `small_linear`, where `choose` gives blocks.
+def fuse_small_linears(
+    program: Program, rows: int, shapes: dict[str, tuple[int, ...]], choose: Choose
+) -> Program:
+    """The same program, for so many rows, with `small_linear` wherever `choose` gives blocks.
 
-    `shapes` are those of the weights, by their placeholders. An RMS norm that a layer alone reads, a
-    residual that is added to what it gives, and the SwiGLU of its two halves become part of it.
+    `shapes` are those of the weights, by their placeholders. A residual that is added to what a layer
+    gives, the SwiGLU of its two halves, and with one row an RMS norm that it alone reads, become part of it.
     """
     module = copy.deepcopy(program.module)
     graph = module.graph
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target is F.linear and node.args[2] is None:
-            _fuse(graph, node, shapes, choose)
+            _fuse(graph, node, rows, shapes, choose)
     graph.eliminate_dead_code()
     graph.lint()
     module.recompile()
     return Program(module, program.inputs, program.weights, program.outputs)
 
 
-def _fuse(graph: fx.Graph, node: fx.Node, shapes: dict[str, tuple[int, ...]], choose: Choose) -> None:
+def _fuse(
+    graph: fx.Graph, node: fx.Node, rows: int, shapes: dict[str, tuple[int, ...]], choose: Choose
+) -> None:
     x, weight, _ = node.args
     if not isinstance(x, fx.Node) or not isinstance(weight, fx.Node) or weight.name not in shapes:
         return
-    norm: Any = x if x.target is rms_norm and len(x.users) == 1 else None
+    norm: Any = x if rows == 1 and x.target is rms_norm and len(x.users) == 1 else None
     product = _swiglu(node)
     added = None if product is not None else _residual(node)
     height, width = shapes[weight.name]
-    blocks = choose(Linear(height, width, norm is not None, added is not None, product is not None))
+    blocks = choose(Linear(rows, height, width, norm is not None, added is not None, product is not None))
     if blocks is None:
         return
     source, scale, epsilon = norm.args if norm is not None else (x, None, 0.0)
@@ -75,7 +67,7 @@ def _fuse(graph: fx.Graph, node: fx.Node, shapes: dict[str, tuple[int, ...]], ch
 
 
 def _swiglu(node: fx.Node) -> fx.Node | None:
-    """The product in silu(gate) * up, where gate and up are the halves of `node` and nothing else reads it."""
+    """The product in silu(gate) * up, where gate and up are the halves of `node` that nobody else reads."""
     (split,) = node.users if len(node.users) == 1 else (None,)
     if split is None or split.target is not torch.split or len(split.users) != 2:
         return None
