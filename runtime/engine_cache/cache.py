@@ -75,8 +75,8 @@ class EngineCache:
                 raise
             if self.is_writable():
                 raise CacheError(
-                    f"{error.filename} in the engine cache cannot be written ({error.strerror}); is it another "
-                    f"user's? Remove it, or set {DIRECTORY_VARIABLE} to a folder of your own"
+                    f"{error.filename} in the engine cache cannot be written ({error.strerror}); is it "
+                    f"another user's? Remove it, or set {DIRECTORY_VARIABLE} to a folder of your own"
                 ) from None
         return self._build_aside(key, build, label, why)
 
