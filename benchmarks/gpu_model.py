@@ -16,8 +16,8 @@ from cleave.kvcache.budget import page_bytes, pages_for
 from cleave.kvcache.memory_plan import ITEM_BYTES
 from cleave.kvcache.server import AttentionServer
 from cleave.kvcache.step import Chunk
-from cleave.runtime.engines.engine import EngineOptions
-from cleave.runtime.engines.inductor.engine import InductorEngine
+from cleave.runtime.engine_cache.cache import EngineCache
+from cleave.runtime.engines.engine import EngineOptions, create_engine
 from cleave.runtime.warm_up import warm_up
 
 PAGE = 16
@@ -28,16 +28,15 @@ _SHARE = 0.9
 class GpuModel:
     """A loaded artifact. Requests run in lockstep: the same prompt length, one token each a step."""
 
-    def __init__(self, folder: Path, cache: Path | None, attention: str, batch: int, length: int) -> None:
-        """Load, compile what `cache` lacks, and warm up for batches of `batch` requests."""
-        artifact = Artifact.open(folder, verify=False)
+    def __init__(self, folder: Path, cache: Path, attention: str, batch: int, length: int) -> None:
+        """Load, build what the engine cache in `cache` lacks, and warm up for `batch` requests."""
+        self.artifact = artifact = Artifact.open(folder, verify=False)
         self.manifest = artifact.manifest
-        options = EngineOptions(max_tokens=MAX_TOKENS, max_sequences=batch, cache=cache)
+        options = EngineOptions(max_tokens=MAX_TOKENS, max_sequences=batch)
         began = time.perf_counter()
-        self.engine = InductorEngine(artifact, options)
-        self.loading = time.perf_counter() - began
-        free = self.engine.free_memory() or 0
-        self.compiling = time.perf_counter() - began - self.loading
+        self.engine: Any = create_engine("inductor", artifact, options, cache=EngineCache(cache))
+        self.seconds_of_engine = time.perf_counter() - began
+        free = self.engine.free_memory()
         one = page_bytes(self.manifest.layer_specs, PAGE, ITEM_BYTES[self.manifest.dtype])
         self.token_bytes = one // PAGE
         wanted = batch * pages_for(length, PAGE)
@@ -54,7 +53,7 @@ class GpuModel:
         )
         warm_up(self.engine, self.attention)
         torch.cuda.synchronize()
-        self.starting = time.perf_counter() - began
+        self.seconds_of_start = time.perf_counter() - began
 
     def prefill(self, batch: int, prompt: int, most: int = MAX_TOKENS) -> tuple[float, torch.Tensor]:
         """Seconds until the first token of every request is known, and these tokens [batch], on the GPU.
@@ -94,6 +93,16 @@ class GpuModel:
             self.attention.commit()
         torch.cuda.synchronize()
         return (time.perf_counter() - began) / steps
+
+    def one_decode_step(self, tokens: torch.Tensor, position: int) -> None:
+        """A decode step of every request that leaves no trace."""
+        rows = np.arange(len(tokens))
+        self.attention.plan([Chunk(int(sequence), position, 1) for sequence in rows])
+        try:
+            self.engine.run_on_device(tokens, rows, self.attention)
+        finally:
+            self.attention.rollback()
+        torch.cuda.synchronize()
 
     def forget(self, batch: int) -> None:
         """Close the requests."""

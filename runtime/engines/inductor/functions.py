@@ -10,6 +10,7 @@ import torch
 
 from cleave.export.artifact import Artifact
 from cleave.export.pieces import Piece, cut, widen
+from cleave.runtime.engines.inductor import small
 from cleave.runtime.engines.inductor.choose import Chooser
 from cleave.runtime.engines.inductor.compiler import Compiled, Compiler, Shape
 from cleave.runtime.engines.inductor.fuse import fuse_small_linears
@@ -18,7 +19,7 @@ from cleave.runtime.engines.inductor.program import Program, program_of
 from cleave.runtime.engines.inductor.small import MOST_ROWS
 from cleave.runtime.engines.residual import check_observable, with_residual
 
-SMALL = {"cuda": (1, 2, 4, 8, 16), "cpu": (1,)}
+SMALL = {"cuda": (1, 2, 4, 8, 16, 32), "cpu": (1,)}
 """Numbers of rows that are compiled for on their own; all others share one function a program."""
 
 
@@ -64,8 +65,12 @@ class Functions:
 
     @property
     def sources(self) -> dict[str, str]:
-        """What is compiled, as text: the code of each program."""
-        return {role: str(program.module.code) for role, program in self._programs.items()}
+        """What is compiled, as text: the code of each program, and of the kernels for few rows."""
+        programs = {role: str(program.module.code) for role, program in self._programs.items()}
+        if self.chooser is None:
+            return programs
+        kernels = Path(small.__file__).with_name("small_kernel.py").read_text("utf-8")
+        return programs | {"few rows": kernels}
 
     @property
     def planned(self) -> list[tuple[str, int | None]]:
@@ -78,7 +83,8 @@ class Functions:
         for index in sorted({0, 1, self._last}):
             role = self._role(index)
             for rows in (None, *self._small):
-                self._compiler.compile(self._programs[role], role, rows, *self._examples(index), keep=folder)
+                program = self._program_for(index, rows)
+                self._compiler.compile(program, role, rows, *self._examples(index), keep=folder)
                 if done is not None:
                     done(role, rows)
 

@@ -15,8 +15,9 @@ from torch import fx
 from cleave.runtime.engines.inductor.choose import Linear
 from cleave.runtime.engines.inductor.operators import rms_norm
 from cleave.runtime.engines.inductor.program import Program
-from cleave.runtime.engines.inductor.small import SMALL_LINEAR, Blocks
+from cleave.runtime.engines.inductor.small import SMALL_LINEAR, SMALL_NORM, Blocks
 
+_LINEARS = (F.linear, SMALL_LINEAR)
 Choose = Callable[[Linear], Blocks | None]
 """The blocks of the own kernel for a layer; None where the library's product is faster."""
 
@@ -34,6 +35,10 @@ def fuse_small_linears(
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target is F.linear and node.args[2] is None:
             _fuse(graph, node, rows, shapes, choose)
+    for node in list(graph.nodes):
+        if node.target is rms_norm and node.users and all(user.target in _LINEARS for user in node.users):
+            with graph.inserting_before(node):
+                node.replace_all_uses_with(graph.call_function(SMALL_NORM, node.args))
     graph.eliminate_dead_code()
     graph.lint()
     module.recompile()

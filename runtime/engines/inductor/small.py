@@ -1,4 +1,4 @@
-"""The linear layer of few rows as a torch operator."""
+"""The linear layer and the norm of few rows as torch operators."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 Tensor = torch.Tensor
-MOST_ROWS = 16
+MOST_ROWS = 32
 """With more rows than this the library's products are as fast."""
 _HOPPER = (9, 0)
 
@@ -36,7 +36,7 @@ def small_linear(
     swiglu: bool,
     blocks: list[int],
 ) -> Tensor:
-    """A linear layer without bias over at most 16 rows, with what is fused to it.
+    """A linear layer without bias over at most 32 rows, with what is fused to it.
 
     x [rows, width]; weight [height, width]; norm [width] of an RMS norm of x, for one row only; residual
     and the result are [rows, height], with `swiglu` [rows, height / 2]. All of one 16-bit dtype.
@@ -66,7 +66,17 @@ def small_linear(
         )
     else:
         matrix_kernel[grid](
-            x, weight, out, added, rows, height, width, BLOCK_M=16, num_stages=chosen.stages, **common
+            x,
+            weight,
+            out,
+            added,
+            rows,
+            height,
+            width,
+            BLOCK_M=16 if rows <= 16 else 32,
+            FETCH=chosen.k * (1 << (chosen.stages.bit_length() - 1)),
+            num_stages=chosen.stages,
+            **common,
         )
     return out
 
@@ -84,8 +94,28 @@ def _(
     return x.new_empty(x.shape[0], weight.shape[0] // 2 if swiglu else weight.shape[0])
 
 
+@torch.library.custom_op("cleave::small_norm", mutates_args=())
+def small_norm(x: Tensor, factors: Tensor, epsilon: float) -> Tensor:
+    """The RMS norm of x [rows, width], contiguous, of a 16-bit dtype; factors are [width]."""
+    from cleave.runtime.engines.inductor.small_kernel import norm_kernel
+
+    rows, width = x.shape
+    out = torch.empty_like(x)
+    early = _starts_early(x.device)
+    block = 1 << (width - 1).bit_length()
+    options = {"num_warps": min(16, max(1, block // 512))} | ({"launch_pdl": True} if early else {})
+    norm_kernel[(rows,)](x, factors, out, width, epsilon, EARLY=early, BLOCK=block, **options)
+    return out
+
+
+@small_norm.register_fake
+def _(x: Tensor, factors: Tensor, epsilon: float) -> Tensor:
+    return torch.empty_like(x)
+
+
+SMALL_NORM = torch.ops.cleave.small_norm.default
 SMALL_LINEAR = torch.ops.cleave.small_linear.default
-"""The operator as graphs have it."""
+"""The operators as graphs have them."""
 
 
 @functools.cache

@@ -79,12 +79,45 @@ def vector_kernel(
 
 
 @triton.jit
+def norm_kernel(
+    x, factors, out, width, epsilon, EARLY: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """The RMS norm of every row of x [rows, width]; one program a row, whose BLOCK holds it."""
+    at = tl.arange(0, BLOCK)
+    inside = at < width
+    factor = tl.load(factors + at, mask=inside, other=0.0)
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
+    row = tl.program_id(0).to(tl.int64) * width + at
+    wide = tl.load(x + row, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(wide * wide, 0) / width + epsilon)
+    tl.store(out + row, (wide * scale).to(x.dtype.element_ty) * factor, mask=inside)
+
+
+@triton.jit
+def fetch(weight, first, height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Have the first COLUMNS of ROWS rows of a matrix of 16-bit values brought into the GPU's cache."""
+    LINE: tl.constexpr = 64
+    line = tl.arange(0, ROWS * COLUMNS // LINE)
+    row = tl.minimum(first + line // (COLUMNS // LINE), height - 1)
+    column = tl.minimum(line % (COLUMNS // LINE) * LINE, width - 1)
+    at = (weight + row.to(tl.int64) * width + column).to(tl.int64)
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
 def matrix_kernel(
     x, weight, out, residual, rows, height, width,
     RESIDUAL: tl.constexpr, SWIGLU: tl.constexpr, EVEN: tl.constexpr, EARLY: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, FETCH: tl.constexpr,
 ):  # fmt: skip
-    """As `vector_kernel` for x [rows, width] of at most BLOCK_M rows, by the matrix units; without a norm."""
+    """As `vector_kernel` for x [rows, width] of at most BLOCK_M rows, by the matrix units; without a norm.
+
+    FETCH columns of the weight are on their way to the cache before the last kernel has ended.
+    """
     dtype = x.dtype.element_ty
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.arange(0, BLOCK_M)
@@ -94,6 +127,9 @@ def matrix_kernel(
     weight_at = weight + n[:, None].to(tl.int64) * width + k[None, :]
     up_at = weight_at + height.to(tl.int64) * width
     if EARLY:
+        fetch(weight, tl.program_id(0) * BLOCK_N, height, width, BLOCK_N, FETCH)
+        if SWIGLU:
+            fetch(weight, height + tl.program_id(0) * BLOCK_N, 2 * height, width, BLOCK_N, FETCH)
         gdc_wait()
         gdc_launch_dependents()
 
