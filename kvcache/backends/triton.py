@@ -20,7 +20,6 @@ from cleave.kvcache.step import StepPlan
 
 try:
     import torch
-    import triton
 
     from cleave.kvcache.backends.triton_buffer import StepBuffer, aligned
     from cleave.kvcache.backends.triton_kernels import append_kernel, decode_kernel, prefill_kernel
@@ -108,6 +107,7 @@ class TritonBackend:
             )
         self._device = _usable(device)
         self._dtype = _DTYPES[dtype]
+        self._layers: list[_Layer] = []
         self._shape = shape
         self._max_sequences = max_sequences
         self._kinds, kind_of_layer, tunings = self._divide(deterministic)
@@ -115,8 +115,8 @@ class TritonBackend:
             self._allocate(kind_of_layer, tunings)
         except torch.OutOfMemoryError:
             raise AttentionError(
-                f"the GPU has no room for {shape.num_pages} KV pages of {len(shape.specs)} layers in {dtype}; "
-                "lower num_pages (kv_cache_bytes)"
+                f"the GPU has no room for {shape.num_pages} KV pages of {len(shape.specs)} layers in "
+                f"{dtype}; lower num_pages (kv_cache_bytes)"
             ) from None
         self._step: _Step | None = None
 
@@ -214,10 +214,12 @@ class TritonBackend:
     def _divide(self, deterministic: bool) -> tuple[list[Kind], list[int], list[Tuning]]:
         """The kinds, the kind of each layer, and its block sizes."""
         processors = _processors(self._device)
+        # The interpreter takes the blocks that a GPU has: fewer and larger ones suit it too.
+        item_bytes = self._dtype.itemsize if self._device.type == "cuda" else 2
         kinds: dict[Kind, int] = {}
         kind_of_layer, tunings = [], []
         for spec in self._shape.specs:
-            tuning = tune(spec, self._dtype.itemsize, processors)
+            tuning = tune(spec, item_bytes, processors)
             extra = max(1, tuning.programs // spec.kv_heads)
             tile_tokens = tuning.prefill.rows // (spec.heads // spec.kv_heads)
             kind = Kind(spec.window, tile_tokens, tuning.decode.keys, extra, deterministic)
@@ -272,6 +274,7 @@ class TritonBackend:
         }
         to_base_2 = math.log2(math.e)
         attention = cache | {
+            "WIDEN": self._device.type == "cpu",
             "GROUP": spec.heads // spec.kv_heads,
             "SCALE": spec.scale * to_base_2 if spec.softcap is None else spec.scale / spec.softcap,
             "SOFTCAP": 0.0 if spec.softcap is None else spec.softcap * to_base_2,
@@ -317,7 +320,7 @@ class TritonBackend:
                 f"on {self._device}, of {rows} rows or more, as many as q, and {columns} columns"
             )
         if not out.is_contiguous():
-            raise AttentionError("out is not contiguous; it must be, since rows are written one after the other")
+            raise AttentionError("out is not contiguous; it must be, since its rows are written as one block")
 
 
 class _Sections:

@@ -58,4 +58,9 @@ def aligned(size: int) -> int:
 def _staging(size: int, device: torch.device) -> _Staging:
     is_gpu = device.type == "cuda"
     host = torch.zeros(size, dtype=torch.int32, pin_memory=is_gpu)
-    return _Staging(host, host.numpy(), torch.cuda.Event() if is_gpu else None)
+    return _Staging(host, host.numpy(), _event() if is_gpu else None)
+
+
+def _event() -> torch.cuda.Event:
+    event: torch.cuda.Event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    return event

@@ -48,11 +48,19 @@ def capped(s, SCALE: tl.constexpr, SOFTCAP: tl.constexpr):
 
 
 @triton.jit
+def product(a, b, acc, WIDEN: tl.constexpr):
+    """acc + a b in float32. Triton's interpreter takes bfloat16 for integers there, hence WIDEN."""
+    if WIDEN:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision="ieee")
+
+
+@triton.jit
 def attend(
     q, top, total, acc, begin, end, position, keys, values, pages, kv_head, d,
     KV_HEADS: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, SCALE: tl.constexpr,
     SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr,
-    BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
+    BLOCK_N: tl.constexpr, STAGES: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """The online softmax over the keys `begin` to `end` of one KV head; gives back top, total, acc.
 
@@ -75,7 +83,7 @@ def attend(
         else:
             k = tl.load(keys + at)
             v = tl.load(values + at)
-        s = capped(tl.dot(q, tl.trans(k), input_precision="ieee"), SCALE, SOFTCAP)
+        s = capped(product(q, tl.trans(k), None, WIDEN), SCALE, SOFTCAP)
         if MASKED:
             s = tl.where(stored[None, :], s, LOWEST)
         if CAUSAL:
@@ -86,7 +94,7 @@ def attend(
         p = tl.exp2(s - higher[:, None])
         shrink = tl.exp2(top - higher)
         total = total * shrink + tl.sum(p, 1)
-        acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
+        acc = product(p.to(v.dtype), v, acc * shrink[:, None], WIDEN)
         top = higher
     return top, total, acc
 
@@ -120,6 +128,7 @@ def prefill_kernel(
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, ROTARY: tl.constexpr,
     PAGE: tl.constexpr, SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
+    WIDEN: tl.constexpr,
 ):  # fmt: skip
     """One tile of query rows of one chunk and one KV head; tiles [tiles, 4] int32: see `triton_work`."""
     kv_head = tl.program_id(0)
@@ -150,11 +159,11 @@ def prefill_kernel(
     edge = tl.maximum((start + 1) // BLOCK_N * BLOCK_N, begin)
     top, total, acc = attend(
         x, top, total, acc, begin, edge, position, keys, values, pages, kv_head, d,
-        KV_HEADS, D, PAGE, SCALE, SOFTCAP, WINDOW, False, False, BLOCK_N, STAGES,
+        KV_HEADS, D, PAGE, SCALE, SOFTCAP, WINDOW, False, False, BLOCK_N, STAGES, WIDEN,
     )  # fmt: skip
     top, total, acc = attend(
         x, top, total, acc, edge, start + tokens, position, keys, values, pages, kv_head, d,
-        KV_HEADS, D, PAGE, SCALE, SOFTCAP, WINDOW, True, True, BLOCK_N, STAGES,
+        KV_HEADS, D, PAGE, SCALE, SOFTCAP, WINDOW, True, True, BLOCK_N, STAGES, WIDEN,
     )  # fmt: skip
     at = (source * (KV_HEADS * GROUP * D) + head * D)[:, None] + d[None, :]
     mask = inside[:, None] & (d < D)[None, :]
@@ -168,6 +177,7 @@ def decode_kernel(
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, ROTARY: tl.constexpr,
     PAGE: tl.constexpr, SCALE: tl.constexpr, SOFTCAP: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
+    WIDEN: tl.constexpr,
 ):  # fmt: skip
     """One span of one sequence's history, for one token and one KV head; items [items, 8] int32.
 
@@ -212,7 +222,9 @@ def decode_kernel(
     if span == spans - 1:
         one = tl.arange(0, 1)
         mine = (one == 0)[:, None] & (d < D)[None, :]
-        new = rotated(k + row * k_stride + kv_head * D + one, one == 0, position + one, d, cos, sin, D, ROTARY)
+        new = rotated(
+            k + row * k_stride + kv_head * D + one, one == 0, position + one, d, cos, sin, D, ROTARY
+        )
         new = new.to(keys.dtype.element_ty)
         value = tl.load(v + (row * v_stride + kv_head * D + one)[:, None] + d[None, :], mask=mine, other=0.0)
         page = tl.load(pages + position // PAGE).to(tl.int64)
@@ -225,7 +237,7 @@ def decode_kernel(
         acc += value.to(tl.float32)
     top, total, acc = attend(
         x, top, total, acc, begin, end, where, keys, values, pages, kv_head, d,
-        KV_HEADS, D, PAGE, SCALE, SOFTCAP, 0, True, False, BLOCK_N, STAGES,
+        KV_HEADS, D, PAGE, SCALE, SOFTCAP, 0, True, False, BLOCK_N, STAGES, WIDEN,
     )  # fmt: skip
 
     if spans == 1:
@@ -246,7 +258,7 @@ def decode_kernel(
             top = tl.full([BLOCK_M], LOWEST, tl.float32)
             total = tl.zeros([BLOCK_M], tl.float32)
             acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-            for other in range(0, spans):
+            for other in range(spans):
                 part = first + other * stride
                 peak = tl.load(part + BLOCK_D + 1, mask=inside, other=0.0, cache_modifier=".cg")
                 weight = tl.load(part + BLOCK_D, mask=inside, other=1.0, cache_modifier=".cg")

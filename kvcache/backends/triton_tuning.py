@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from cleave.kvcache.spec import AttentionSpec
 
+_FLOAT32 = 4
+"""Bytes of a value for which the tensor cores have no exact product: small blocks, for tests."""
+
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
@@ -36,13 +39,11 @@ def tune(spec: AttentionSpec, item_bytes: int, processors: int) -> Tuning:
     group = spec.heads // spec.kv_heads
     rows = max(16, power_of_two(group))
     wide = dims * item_bytes
-    decode = Blocks(rows, 64 if wide <= 256 else 32, 4, 3 if wide <= 512 else 2)
-    if wide <= 256:
-        prefill = Blocks(128, 64, 4 if dims <= 64 else 8, 3)
-    elif wide <= 512:
-        prefill = Blocks(64, 64, 4, 2)
+    if item_bytes == _FLOAT32:
+        decode, prefill = Blocks(rows, 16, 4, 2), Blocks(16, 16, 4, 2)
     else:
-        prefill = Blocks(64, 32, 4, 1)
+        decode = Blocks(rows, 64 if wide <= 256 else 32, 4, 4)
+        prefill = Blocks(128, 64, 4 if dims <= 64 else 8, 3 if wide <= 256 else 2)
     prefill = Blocks(max(prefill.rows, rows), prefill.keys, prefill.warps, prefill.stages)
     return Tuning(dims, Blocks(32, 1, 4, 1), decode, prefill, 8 * processors)
 

@@ -66,9 +66,8 @@ class Kind:
         count = int(spans.sum())
         items = np.empty((count, ITEM), np.int32)
         if count == len(rows):
-            row = slice(None)
-            number: Int64 | int = 0
-            slot: Int64 | int = 0
+            row = np.arange(count)
+            number = slot = np.zeros_like(row)
         else:
             row = np.repeat(np.arange(len(rows)), spans)
             number = np.arange(count) - (np.cumsum(spans) - spans)[row]
