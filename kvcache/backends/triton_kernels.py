@@ -99,7 +99,7 @@ def attend(
     return top, total, acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def append_kernel(
     k, v, k_stride, v_stride, keys, values, cos, sin, positions, slots, rows,
     KV_HEADS: tl.constexpr, D: tl.constexpr, ROTARY: tl.constexpr, PAGE: tl.constexpr,
@@ -170,7 +170,7 @@ def prefill_kernel(
     tl.store(out + at, (acc / total[:, None]).to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def decode_kernel(
     q, k, v, out, q_stride, k_stride, v_stride, rows, keys, values, cos, sin,
     items, counts, item_count, pages, sums, arrived,

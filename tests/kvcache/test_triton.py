@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from attention_cases import GPU, Case, cases, draw_data, served, truth
+from attention_cases import GPU, Case, cases, check_halves
+from decoding import Decoding
 from hypothesis import HealthCheck, example, given, settings
 
 from cleave.errors import AttentionError
@@ -21,7 +20,7 @@ from cleave.kvcache.step import Chunk
 pytest.importorskip("triton")
 ROPE = RopeSpec("default", 10_000.0, 16)
 SPEC = AttentionSpec(4, 2, 16, 0.25, ROPE)
-TOLERANCE = {"float32": 3e-5, "float16": 4e-3, "bfloat16": 4e-2}
+SHARED = AttentionSpec(2, 1, 16, 0.25, ROPE)
 MIXED = Case(
     specs=(
         AttentionSpec(6, 2, 20, 0.3, RopeSpec("default", 100.0, 8), window=21, softcap=5.0),
@@ -33,96 +32,34 @@ MIXED = Case(
 )
 
 
-def check(case: Case, dtype: str, **options: Any) -> None:
-    data = draw_data(case)
-    for outs, layers in zip(served("triton", case, data, dtype=dtype, **options), data, strict=True):
-        for spec, out, (q, k, v) in zip(case.specs, outs, layers, strict=True):
-            if len(q):
-                rounded = (torch.from_numpy(x).to(getattr(torch, dtype)).float().numpy() for x in (q, k, v))
-                tolerance = TOLERANCE[dtype]
-                np.testing.assert_allclose(out, truth(spec, *rounded), rtol=tolerance, atol=tolerance)
-
-
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(case=cases())
 @example(case=MIXED)
 def test_a_mixed_batch_is_attention_over_each_whole_sequence(case: Case) -> None:
-    check(case, "float32")
+    check_halves(case, "float32")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_loses_no_more_than_its_own_rounding(dtype: str) -> None:
-    check(MIXED, dtype)
+    check_halves(MIXED, dtype)
 
 
 def test_fixed_splits_give_the_same_sums() -> None:
-    check(MIXED, "float32", deterministic=True)
-
-
-@dataclass
-class Decoding:
-    """A server whose sequences have a history, and decode steps over any of them."""
-
-    lengths: Sequence[int]
-    spec: AttentionSpec = SPEC
-    dtype: str = "float32"
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.server = AttentionServer(
-            [self.spec],
-            backend="triton",
-            num_pages=sum(-(-(length + 1) // 16) for length in self.lengths),
-            max_position=4096,
-            max_tokens=max(*self.lengths, len(self.lengths)),
-            device=GPU,
-            dtype=self.dtype,
-            **self.options,
-        )
-        self.columns = [self.spec.q_size, self.spec.kv_size, self.spec.kv_size]
-        self.fused = [self.random(length + 1, seed) for seed, length in enumerate(self.lengths)]
-        for sequence, length in enumerate(self.lengths):
-            self.server.open(sequence)
-            if length:
-                self.server.plan([Chunk(sequence, 0, length)])
-                self.run(self.fused[sequence][:length])
-                self.server.commit()
-
-    def random(self, rows: int, seed: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        tensor = torch.randn(rows, sum(self.columns), generator=generator)
-        return tensor.to(GPU, getattr(torch, self.dtype))
-
-    def run(self, fused: torch.Tensor) -> torch.Tensor:
-        out = torch.full((len(fused), self.spec.q_size), torch.nan, dtype=fused.dtype, device=fused.device)
-        self.server.run(0, *fused.split(self.columns, dim=1), out)
-        return out
-
-    def step(self, sequences: Sequence[int], spare: int = 0) -> torch.Tensor:
-        """The next token of these sequences, and `spare` rows that are not part of the step."""
-        rows = [self.fused[sequence][self.lengths[sequence] :] for sequence in sequences]
-        self.server.plan([Chunk(sequence, self.lengths[sequence], 1) for sequence in sequences])
-        out = self.run(torch.cat((*rows, self.random(spare, 99))))
-        self.server.rollback()
-        return out
-
-    def truth(self, sequence: int) -> np.ndarray:
-        parts = self.fused[sequence].float().cpu().split(self.columns, dim=1)
-        return truth(self.spec, *(part.numpy() for part in parts))[-1]
+    check_halves(MIXED, "float32", deterministic=True)
 
 
 BORDERS = (0, 1, 15, 16, 17, 31, 32, 63, 64, 65, 130, 200)
 
 
 def test_histories_that_end_at_any_place_of_a_page() -> None:
-    decoding = Decoding(BORDERS)
+    decoding = Decoding(BORDERS, SPEC)
     out = decoding.step(range(len(BORDERS))).cpu().numpy()
     for sequence in range(len(BORDERS)):
         np.testing.assert_allclose(out[sequence], decoding.truth(sequence), rtol=3e-5, atol=3e-5)
 
 
 def test_rows_past_the_step_are_zero_and_store_nothing() -> None:
-    decoding = Decoding((40, 5, 17))
+    decoding = Decoding((40, 5, 17), SPEC)
     exact = decoding.step([0, 2])
     padded = decoding.step([0, 2], spare=6)
     assert torch.equal(padded[:2], exact)
@@ -131,15 +68,13 @@ def test_rows_past_the_step_are_zero_and_store_nothing() -> None:
 
 
 def test_a_long_history_is_split_and_summed() -> None:
-    decoding = Decoding((700,), AttentionSpec(2, 1, 16, 0.25, ROPE))
+    decoding = Decoding((700,), SHARED)
     out = decoding.step([0]).cpu().numpy()
     np.testing.assert_allclose(out[0], decoding.truth(0), rtol=3e-5, atol=3e-5)
 
 
 def test_with_fixed_splits_a_row_is_the_same_bits_in_any_batch() -> None:
-    decoding = Decoding(
-        (600, 3, 257), AttentionSpec(2, 1, 16, 0.25, ROPE), "float16", {"deterministic": True}
-    )
+    decoding = Decoding((600, 3, 257), SHARED, "float16", {"deterministic": True})
     alone = [decoding.step([sequence])[0] for sequence in range(3)]
     for order in ([2, 0], [0, 1, 2], [1, 2, 0]):
         together = decoding.step(order)
@@ -148,7 +83,7 @@ def test_with_fixed_splits_a_row_is_the_same_bits_in_any_batch() -> None:
 
 
 def test_decode_steps_have_one_graph_key_and_others_none() -> None:
-    decoding = Decoding((40, 5, 17))
+    decoding = Decoding((40, 5, 17), SPEC)
     assert decoding.server.graph_key is None
     keys = set()
     for sequences in ([0], [1, 2], [0, 1, 2]):

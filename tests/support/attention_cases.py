@@ -29,6 +29,10 @@ GPU = "cuda" if torch.cuda.is_available() else "cpu"
 """Where the backends for GPUs run; on the CPU in Triton's interpreter (see conftest.py)."""
 
 
+HALVES = {"float32": 3e-5, "float16": 4e-3, "bfloat16": 4e-2}
+"""dtype -> tolerance of results in it, absolute and relative."""
+
+
 @dataclass(frozen=True)
 class Case:
     """Layers, how many tokens of each sequence every step has, and what the rest is drawn from."""
@@ -223,3 +227,13 @@ def draw_data(case: Case) -> list[list[tuple[np.ndarray, ...]]]:
         ]
         for i in range(len(case.steps[0]))
     ]
+
+
+def check_halves(case: Case, dtype: str, **options: Any) -> None:
+    """The kernels for GPUs against the truth about tensors that were rounded to `dtype` first."""
+    data = draw_data(case)
+    for outs, layers in zip(served("triton", case, data, dtype=dtype, **options), data, strict=True):
+        for spec, out, (q, k, v) in zip(case.specs, outs, layers, strict=True):
+            if len(q):
+                rounded = (torch.from_numpy(x).to(getattr(torch, dtype)).float().numpy() for x in (q, k, v))
+                np.testing.assert_allclose(out, truth(spec, *rounded), rtol=HALVES[dtype], atol=HALVES[dtype])
