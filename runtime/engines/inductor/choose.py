@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -79,26 +80,18 @@ class Chooser:
         norm = torch.ones_like(x[0]) if layer.norm else None
         residual = x.new_zeros(layer.rows, out) if layer.residual else None
         spared = _LAUNCH * (layer.norm + layer.swiglu)
-        best = _seconds(x, [lambda weight=weight: F.linear(x, weight) for weight in weights])
-        best = (best + spared) * _MARGIN
+        product = partial(F.linear, x)
+        best = (_seconds(x, [partial(product, weight) for weight in weights]) + spared) * _MARGIN
         fastest = None
         for blocks in _VECTOR if layer.rows == 1 else _MATRIX:
-            launch = list(astuple(blocks))
-            taken = _seconds(
-                x,
-                [
-                    lambda weight=weight, launch=launch: small_linear(
-                        x, weight, norm, residual, 1e-5, layer.swiglu, launch
-                    )
-                    for weight in weights
-                ],
-            )
+            rest = (norm, residual, 1e-5, layer.swiglu, list(astuple(blocks)))
+            taken = _seconds(x, [partial(small_linear, x, weight, *rest) for weight in weights])
             if taken < best:
                 best, fastest = taken, blocks
         return fastest
 
 
-def _seconds(x: Tensor, calls: list[Callable[[], Tensor]], repeats: int = 5) -> float:
+def _seconds(x: Tensor, calls: Sequence[Callable[[], Tensor]], repeats: int = 5) -> float:
     """Seconds of one call on the GPU, in a graph, each after a short kernel that writes its input `x`."""
     for call in calls:
         call()
@@ -108,7 +101,7 @@ def _seconds(x: Tensor, calls: list[Callable[[], Tensor]], repeats: int = 5) -> 
         for call in calls:
             x.neg_()
             call()
-    taken = []
+    taken: list[float] = []
     for _ in range(repeats):
         began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         began.record()
