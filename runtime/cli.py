@@ -6,11 +6,11 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from cleave.errors import RequestError
 from cleave.runtime.llm import LLM
@@ -28,8 +28,13 @@ def run(
         str | None, typer.Option("--engine", help="Engine kind. Default: the best that runs here.")
     ] = None,
     attention: Annotated[
-        str, typer.Option("--attention", help="Attention backend: cpu, onnx, reference.")
-    ] = "cpu",
+        str | None,
+        typer.Option("--attention", help="Attention backend: cpu, onnx, reference. Default: by the engine."),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", help="cpu, cuda or cuda:1. Default: what the engine is made for."),
+    ] = None,
     ignore_eos: Annotated[
         bool, typer.Option("--ignore_eos", help="Go on after an end-of-sequence token.")
     ] = False,
@@ -53,6 +58,9 @@ def run(
     answers: Annotated[int, typer.Option("--n", help="Answers to each prompt.")] = 1,
     chat: Annotated[bool, typer.Option("--chat", help="Talk, through the checkpoint's template.")] = False,
     system: Annotated[str | None, typer.Option("--system", help="System message, with --chat.")] = None,
+    no_build: Annotated[
+        bool, typer.Option("--no_build", help="Fail, with the reason, where the engine is not in the cache.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each answer.")] = False,
 ) -> None:
     """Continue prompts with an artifact, or talk with it."""
@@ -72,7 +80,8 @@ def run(
         stop=stop,
         n=answers,
     )
-    with _load(model, engine, attention, threads) as llm:
+    options = {"attention": attention, "device": device, "threads": threads, "allow_build": not no_build}
+    with _load(model, engine, **options) as llm:
         if chat:
             Repl(llm, params, system=system).run()
             return
@@ -93,16 +102,16 @@ def run(
     )
 
 
-def _load(model: Path, engine: str | None, attention: str, threads: int | None) -> LLM:
-    columns = (TextColumn("checking {task.description}"), BarColumn(), DownloadColumn(binary_units=True))
+def _load(model: Path, engine: str | None, **options: Any) -> LLM:
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("")
 
-        def report(name: str, done: int, total: int) -> None:
-            progress.update(task, description=name, completed=done, total=total)
+        def report(what: str, done: int, total: int) -> None:
+            progress.update(task, description=what, completed=done, total=total)
 
-        return LLM(model, engine, attention=attention, threads=threads, progress=report)
+        return LLM(model, engine, progress=report, **options)
 
 
 def _stream(llm: LLM, text: str, params: SamplingParams) -> int:

@@ -13,14 +13,23 @@ from typing import Any
 import psutil
 
 from cleave.errors import AttentionError, EngineError, RequestError
-from cleave.export.artifact import Artifact, Progress, load_graph
-from cleave.export.pieces import widen
+from cleave.export.artifact import Artifact, Progress
 from cleave.kvcache.backend import backend_names
 from cleave.kvcache.budget import mib, page_bytes, pages_for
 from cleave.kvcache.keys import PageKeys
+from cleave.kvcache.memory_plan import ITEM_BYTES
 from cleave.kvcache.server import AttentionServer
+from cleave.runtime.backend_choice import backend_options, choose_backend
 from cleave.runtime.chat import Chat, Message
-from cleave.runtime.engines.engine import Engine, EngineOptions, check_engine_kind, create_engine
+from cleave.runtime.engine_cache.cache import EngineCache
+from cleave.runtime.engines.engine import (
+    Engine,
+    EngineOptions,
+    best_engine_kind,
+    check_engine_kind,
+    create_engine,
+    device_engine,
+)
 from cleave.runtime.request import Prompt
 from cleave.runtime.sampling import checks
 from cleave.runtime.sampling.state import SamplingState
@@ -29,10 +38,14 @@ from cleave.runtime.sequence import Sequence
 from cleave.runtime.structured.compiler import GrammarCompiler
 from cleave.runtime.structured.constraint import TokenConstraint
 from cleave.runtime.tokenizer import Tokenizer
+from cleave.runtime.warm_up import warm_up
 
 _log = logging.getLogger("cleave")
 _MEMORY_SHARE = 0.25
-_ITEM_BYTES = 4
+_GPU_MEMORY_SHARE = 0.9
+"""The rest is for graphs and for the attention backend's own buffers."""
+_STEP_TOKENS = (512, 8192)
+"""Rows of the largest step on a CPU and on a GPU."""
 _COUNTS = (
     "max_model_len",
     "kv_cache_bytes",
@@ -49,14 +62,17 @@ class ModelOptions:
     """How a model is loaded. None means: what suits the artifact and this machine."""
 
     engine: str | None = None
-    attention: str = "cpu"
-    """Attention backend: "cpu", "onnx" or "reference"."""
+    attention: str | None = None
+    """Attention backend: "cpu", "onnx", "reference" or "triton"."""
+    device: str | None = None
+    """Where the engine computes: "cpu", "cuda" or "cuda:1". None: what the engine kind is made for."""
     max_model_len: int | None = None
     """Longest sequence, prompt and answer together; None: the model's context."""
     kv_cache_bytes: int | None = None
     """Memory for the KV cache; None: what `max_sequences` of the longest need, but at most a quarter of
-    the free memory."""
-    max_tokens_per_step: int = 512
+    the free memory, and nine tenths of a GPU's."""
+    max_tokens_per_step: int | None = None
+    """Rows of the largest step; None: 512, and 8192 on a GPU."""
     max_sequences: int = 64
     """Most requests that run at once; more wait."""
     page_size: int = 16
@@ -68,6 +84,10 @@ class ModelOptions:
     """Tokens that the reader of a stream may leave unread before its request is called off."""
     verify: bool = True
     """Compare the artifact's files with their SHA-256 first."""
+    cache: str | Path | None = None
+    """Folder of the engine cache; None: CLEAVE_CACHE, else the user's cache directory."""
+    allow_build: bool = True
+    """Build an engine that the cache lacks; else that is an error, which says why it is not reused."""
 
     def __post_init__(self) -> None:
         """Raises EngineError for values that are not allowed, AttentionError for an unknown backend."""
@@ -77,17 +97,32 @@ class ModelOptions:
                 raise EngineError(f"{name} is {value!r}; it must be a whole number, and at least 1")
         # Asked for by name before the files are compared with their digests, which takes a while.
         check_engine_kind(self.engine)
-        if self.attention not in backend_names():
+        if self.attention is not None and self.attention not in backend_names():
             known = ", ".join(backend_names())
             raise AttentionError(f"there is no attention backend {self.attention!r}; there are: {known}")
+
+
+def engine_options(
+    kind: str, options: ModelOptions, max_length: int, compute_capability: str | None = None
+) -> EngineOptions:
+    """What an engine is made with, or built ahead of time, for sequences of up to `max_length` tokens."""
+    most = options.max_tokens_per_step or _STEP_TOKENS[kind != "onnxruntime"]
+    return EngineOptions(
+        max_tokens=min(most, options.max_sequences * max_length),
+        max_sequences=options.max_sequences,
+        threads=options.threads,
+        device=options.device,
+        compute_capability=compute_capability,
+    )
 
 
 class Model:
     """An artifact, ready to run on this machine."""
 
     def __init__(self, folder: str | Path, options: ModelOptions, progress: Progress | None = None) -> None:
-        """Load an artifact. Raises ArtifactError, EngineError, AttentionError or MissingPackage."""
-        artifact = Artifact.open(folder, verify=options.verify, progress=progress)
+        """Load an artifact. Raises ArtifactError, EngineError, CacheError, AttentionError, MissingPackage."""
+        checking = progress and _telling("checking", progress)
+        artifact = Artifact.open(folder, verify=options.verify, progress=checking)
         manifest = artifact.manifest
         self.folder = artifact.folder
         self.options = options
@@ -98,27 +133,36 @@ class Model:
         self.grammars = GrammarCompiler(self.tokenizer, self.eos_token_ids)
         self.sampling_defaults = SamplingDefaults.from_generation_config(artifact.generation_config)
         self._vocab_size = manifest.vocab_size
-        rows = min(options.max_tokens_per_step, options.max_sequences * self.max_length)
-        engine_options = EngineOptions(max_tokens=rows, threads=options.threads)
-        self.engine: Engine = create_engine(options.engine, artifact, engine_options)
+        kind = options.engine or best_engine_kind()
+        chosen = engine_options(kind, options, self.max_length)
+        rows = chosen.max_tokens
+        self.engine: Engine = create_engine(
+            kind,
+            artifact,
+            chosen,
+            cache=EngineCache(options.cache),
+            allow_build=options.allow_build,
+            progress=progress and _telling("building", progress),
+        )
         for note in self.engine.notes:
             _log.warning("%s", note)
-        self.page_bytes = page_bytes(manifest.layer_specs, options.page_size, _ITEM_BYTES)
-        backend_options: dict[str, object] = {}
-        if options.attention == "onnx":
-            backend_options["graphs"] = _wide_graphs(artifact)
-        if options.attention != "reference":
-            backend_options["threads"] = options.threads
+        self.page_bytes = page_bytes(manifest.layer_specs, options.page_size, ITEM_BYTES[self.engine.dtype])
+        backend = choose_backend(options.attention, self.engine)
         self.attention = AttentionServer(
             manifest.layer_specs,
-            backend=options.attention,
+            backend=backend,
             num_pages=self._pages(),
             page_size=options.page_size,
             max_position=self.max_length,
             max_tokens=rows,
-            **backend_options,
+            **backend_options(
+                backend, self.engine, artifact, options.threads, min(rows, options.max_sequences)
+            ),
         )
         self.max_tokens_per_step = rows
+        on_device = device_engine(self.engine)
+        if on_device is not None and on_device.batch_sizes:
+            warm_up(on_device, self.attention)
 
     def sequence(
         self,
@@ -232,19 +276,25 @@ class Model:
                     f"one page of {options.page_size} tokens needs {self.page_bytes}"
                 )
             return pages
-        free = int(psutil.virtual_memory().available * _MEMORY_SHARE)
+        on_device = device_engine(self.engine)
+        free_on_device = on_device.free_memory() if on_device is not None else None
+        if free_on_device is None:
+            share, free = "a quarter", int(psutil.virtual_memory().available * _MEMORY_SHARE)
+        else:
+            share, free = "nine tenths", int(free_on_device * _GPU_MEMORY_SHARE)
         if free < self.page_bytes:
             raise EngineError(
-                f"a quarter of the free memory is {mib(free)}, and one page of the KV cache needs "
-                f"{mib(self.page_bytes)}; free some memory or set kv_cache_bytes"
+                f"{share} of the free memory of {self.engine.device} is {mib(free)}, and one page of the KV "
+                f"cache needs {mib(self.page_bytes)}; free some memory, lower max_tokens_per_step or set "
+                "kv_cache_bytes"
             )
         return min(wanted, free // self.page_bytes)
 
 
-def _wide_graphs(artifact: Artifact) -> list[tuple[bytes, bytes]]:
-    """The artifact's batchless graphs in float32, which is what the CPU engines hand over."""
-    wide: dict[Path, bytes] = {}
-    pairs = artifact.batchless_graphs()
-    for path in {path for pair in pairs for path in pair}:
-        wide[path] = widen(load_graph(path)).SerializeToString()
-    return [(wide[prefill], wide[decode]) for prefill, decode in pairs]
+def _telling(verb: str, progress: Progress) -> Progress:
+    """Say also what is done with what is named."""
+
+    def report(name: str, done: int, total: int) -> None:
+        progress(f"{verb} {name}", done, total)
+
+    return report

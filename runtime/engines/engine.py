@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from dataclasses import dataclass
-from typing import Any, Protocol
+import weakref
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, cast
 
 import numpy.typing as npt
 
 from cleave.errors import EngineError, MissingPackage
 from cleave.export.artifact import Artifact
+from cleave.runtime.engine_cache.cache import EngineCache
+from cleave.runtime.engines.builder import BuildProgress, EngineBuilder, get_engine
+from cleave.runtime.engines.cuda import cuda_is_usable
 
 
 class Attention(Protocol):
@@ -35,6 +40,8 @@ class Engine(Protocol):
     """The batchful part of a model, compiled. It knows nothing of requests, positions or caches."""
 
     kind: str
+    device: str
+    """Where the tensors lie that the attention server gets: "cpu" or "cuda:0"."""
     dtype: str
     """What weights are held and multiplied in: "float32", "float16" or "bfloat16"."""
     notes: tuple[str, ...]
@@ -60,14 +67,51 @@ class Engine(Protocol):
         """Give back memory and threads; the engine is not used afterwards."""
 
 
+class DeviceEngine(Engine, Protocol):
+    """An engine whose tensors are torch's, on `device`. What it adds spares the way over the host."""
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """The sizes that decode steps are padded to, to be replayed as graphs; empty where none are.
+
+        Running a decode step of each, the largest one first, captures them before the first request.
+        """
+
+    def run_on_device(self, token_ids: Any, logit_rows: npt.NDArray[Any], attention: Attention) -> Any:
+        """As `run`, but the logits [rows, vocab] float32 stay where they are: a torch tensor.
+
+        They are valid until the next call. token_ids [tokens] may be a torch tensor on the device, such
+        as the tokens that the last step sampled. Returns without waiting for the device.
+        """
+
+    def free_memory(self) -> int | None:
+        """Bytes of the device that are free beside the weights and the activations of the largest step.
+
+        None where the device is the host.
+        """
+
+
+def device_engine(engine: Engine) -> DeviceEngine | None:
+    """The engine as a DeviceEngine, where it is one."""
+    return cast(DeviceEngine, engine) if hasattr(engine, "run_on_device") else None
+
+
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
     """What every engine kind is built with."""
 
     max_tokens: int
     """Rows of the largest step."""
+    max_sequences: int = 64
+    """Most tokens of a step in which every request decodes one."""
     threads: int | None = None
     """CPU threads; None: one for each physical core."""
+    device: str | None = None
+    """Where to compute; None: what the kind is made for."""
+    compute_capability: str | None = None
+    """Of the GPUs to build for, by commas: "8.6,8.9". None: that of the GPU here."""
+    cache: Path | None = None
+    """A folder with what was built of this artifact, for this kind and machine; None: nothing was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +120,20 @@ class _Kind:
     factory: str
     package: str
     extra: str
+    builder: str | None = None
+    """Module and class, with a colon, of the EngineBuilder; None where nothing is built ahead of time."""
 
 
-# In the order of preference for `engine=None`. Each factory is called with (Artifact, EngineOptions).
+# Each factory and builder is called with (Artifact, EngineOptions).
 _KINDS = {
     "onnxruntime": _Kind("cleave.runtime.engines.onnxruntime", "OnnxRuntimeEngine", "onnxruntime", "cpu"),
+    "inductor": _Kind(
+        "cleave.runtime.engines.inductor.engine",
+        "InductorEngine",
+        "torch",
+        "gpu",
+        builder="cleave.runtime.engines.inductor.builder:InductorBuilder",
+    ),
 }
 
 
@@ -95,20 +148,74 @@ def check_engine_kind(kind: str | None) -> None:
         raise EngineError(f"there is no engine kind {kind!r}; kinds are: {', '.join(_KINDS)}")
 
 
-def create_engine(kind: str | None, artifact: Artifact, options: EngineOptions) -> Engine:
-    """Build an engine; None takes the best kind that this machine can run.
+def best_engine_kind() -> str:
+    """The fastest kind that this machine can run: "inductor" where there is an NVIDIA GPU for it."""
+    return "inductor" if cuda_is_usable() else "onnxruntime"
 
-    Raises EngineError for an unknown kind, MissingPackage where its package is not installed.
+
+def create_engine(
+    kind: str | None,
+    artifact: Artifact,
+    options: EngineOptions,
+    *,
+    cache: EngineCache | None = None,
+    allow_build: bool = True,
+    progress: BuildProgress | None = None,
+) -> Engine:
+    """Make an engine; None takes the best kind that this machine can run.
+
+    What the kind builds ahead of time comes out of `cache` (None: that of the user), and is built on first
+    use; with `options.cache` neither is done. Raises EngineError for an unknown kind, MissingPackage where
+    its package is not installed, CacheError where it would have to be built and `allow_build` is False.
     """
+    kind = kind or best_engine_kind()
+    factory = _load(kind, _entry(kind).module, _entry(kind).factory)
+    builder = None if options.cache is not None else engine_builder(kind, artifact, options)
+    if builder is None:
+        alone: Engine = factory(artifact, options)
+        return alone
+    label = engine_label(artifact)
+    cache = cache or EngineCache()
+    built = get_engine(builder, cache, label=label, allow_build=allow_build, progress=progress)
+    try:
+        engine: Engine = factory(artifact, replace(options, cache=built.folder))
+    except BaseException:
+        built.close()
+        raise
+    weakref.finalize(engine, built.close)  # some load their files when they are first needed
+    return engine
+
+
+def engine_builder(kind: str, artifact: Artifact, options: EngineOptions) -> EngineBuilder | None:
+    """What builds engines of a kind ahead of time; None for a kind that has nothing to build.
+
+    Raises EngineError for an unknown kind or for options that it cannot build for, MissingPackage where its
+    package is not installed.
+    """
+    entry = _entry(kind)
+    if entry.builder is None:
+        return None
+    module, _, name = entry.builder.partition(":")
+    builder: EngineBuilder = _load(kind, module, name)(artifact, options)
+    return builder
+
+
+def engine_label(artifact: Artifact) -> str:
+    """What the engines of an artifact are called in lists: the name of the checkpoint."""
+    return Path(artifact.manifest.source).name or artifact.folder.name
+
+
+def _entry(kind: str) -> _Kind:
     check_engine_kind(kind)
-    if kind is None:
-        kind = next((name for name, entry in _KINDS.items() if _installed(entry)), next(iter(_KINDS)))
+    return _KINDS[kind]
+
+
+def _load(kind: str, module: str, name: str) -> Any:
+    """A class of a kind. Raises MissingPackage where its package is not installed."""
     entry = _KINDS[kind]
     if not _installed(entry):
         raise MissingPackage(entry.package, entry.extra, f"the engine {kind}")
-    factory = getattr(importlib.import_module(entry.module), entry.factory)
-    engine: Engine = factory(artifact, options)
-    return engine
+    return getattr(importlib.import_module(module), name)
 
 
 def _installed(entry: _Kind) -> bool:
