@@ -44,6 +44,11 @@ class LogitRows:
         self.rows: npt.NDArray[np.int64] = np.array(rows, np.int64)
         """[rows] of the step."""
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether every row only yields its likeliest token."""
+        return not self._scored and all(state is None for state in self.states)
+
     def score(self, logits: npt.NDArray[Any], sampler: Sampler) -> dict[int, list[TokenLogprobs]]:
         """The logprobs of the tokens of prompts, by sequence id. logits [rows, vocab] float32."""
         result: dict[int, list[TokenLogprobs]] = {}

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 
 import numpy as np
+import numpy.typing as npt
 
 from cleave.errors import CleaveError, reason
 from cleave.kvcache.server import AttentionServer
 from cleave.kvcache.step import Chunk
-from cleave.runtime.engines.engine import Engine
+from cleave.runtime.engines.engine import Engine, device_engine
 from cleave.runtime.logit_rows import LogitRows
-from cleave.runtime.sampling.sampler import Sampler
+from cleave.runtime.sampling.likeliest import likeliest
+from cleave.runtime.sampling.logprobs import TokenLogprobs
+from cleave.runtime.sampling.sampler import Sampled, Sampler
 from cleave.runtime.step import ScheduledChunk, Step, StepOutcome
 
 _log = logging.getLogger("cleave")
@@ -32,6 +35,7 @@ class Stepper:
 
     def __init__(self, engine: Engine, attention: AttentionServer) -> None:
         self._engine = engine
+        self._on_device = device_engine(engine)
         self._attention = attention
         self._sampler = Sampler()
         self._put_off: set[int] = set()
@@ -77,9 +81,7 @@ class Stepper:
         wanted = LogitRows(group)
         self._attention.plan([Chunk(chunk.sequence.id, chunk.start, chunk.count) for chunk in group])
         try:
-            logits = self._engine.run(token_ids, wanted.rows, self._attention)
-            scored = wanted.score(logits, self._sampler)
-            sampled = self._sampler.sample(logits[: wanted.sampled], wanted.states)
+            sampled, scored = self._sample(token_ids, wanted)
         except BaseException:
             self._attention.rollback()
             raise
@@ -92,6 +94,17 @@ class Stepper:
                 outcome.logprobs[sequence.id] = logprobs
         outcome.prompt_logprobs.update(scored)
         self._attention.commit()
+
+    def _sample(
+        self, token_ids: npt.NDArray[np.int64], wanted: LogitRows
+    ) -> tuple[Sampled, dict[int, list[TokenLogprobs]]]:
+        """Run the engine; gives back the next tokens, and the logprobs of prompts by sequence id."""
+        if self._on_device is not None and wanted.is_plain:
+            tokens = likeliest(self._on_device.run_on_device(token_ids, wanted.rows, self._attention))
+            return Sampled(tokens, [None] * len(tokens)), {}
+        logits = self._engine.run(token_ids, wanted.rows, self._attention)
+        scored = wanted.score(logits, self._sampler)
+        return self._sampler.sample(logits[: wanted.sampled], wanted.states), scored
 
 
 def _runs_allowed(requests: int) -> int:
