@@ -1,0 +1,283 @@
+"""Plans built by TensorRT for RTX itself, on a machine that needs no GPU."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+
+from cleave.errors import EngineError, MissingPackage
+from cleave.export.artifact import Artifact
+from cleave.export.exporter import ExportRequest, export
+from cleave.export.pieces import cut
+from cleave.runtime.engines.tensorrt_rtx import architecture, library
+from cleave.runtime.engines.tensorrt_rtx.build import BuildRequest, build, build_piece, distinct, key_fields
+from cleave.runtime.engines.tensorrt_rtx.monitor import STEPS
+from cleave.runtime.engines.tensorrt_rtx.network import Network
+from cleave.runtime.engines.tensorrt_rtx.plan import DESCRIPTION, EngineDescription
+from cleave.runtime.engines.tensorrt_rtx.profiles import Profiles
+
+pytest.importorskip("tensorrt_rtx_libs", reason="TensorRT for RTX has no wheel for this machine")
+trt = library.load()
+THREE = ("8.6", "8.9", "12.0")
+SMALL = Profiles(max_decode=1, max_tokens=16)
+DTYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
+FAMILIES = ("gqa", "tied", "attention_bias", "mlp_bias", "mistral_window", "qwen2", "qwen3", "one_layer")
+
+
+@pytest.fixture(scope="module")
+def opened(artifact: Callable[[str], Path]) -> Artifact:
+    return Artifact.open(artifact("gqa"))
+
+
+@pytest.fixture(scope="module")
+def narrow(
+    checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Artifact]:
+    """An artifact of a dtype."""
+
+    @functools.cache
+    def get(dtype: str) -> Artifact:
+        folder = tmp_path_factory.mktemp(dtype)
+        export(ExportRequest(str(checkpoint("qwen3")), folder, dtype=dtype, check=False))
+        return Artifact.open(folder)
+
+    return get
+
+
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_all_pieces_build_for_three_architectures(
+    variant: str, artifact: Callable[[str], Path], tmp_path: Path
+) -> None:
+    opened = Artifact.open(artifact(variant))
+    engine = build(opened, BuildRequest(THREE, SMALL), tmp_path)
+    pieces = distinct(cut(opened.batchful_graph()))
+    assert [piece.name for piece in engine.pieces] == list(pieces)
+    assert {path.name for path in tmp_path.iterdir()} == {DESCRIPTION, *(f"{name}.plan" for name in pieces)}
+    weights = sum(opened.weight(name).nbytes for piece in pieces.values() for name in piece.weights.values())
+    for described in engine.pieces:
+        piece = pieces[described.name]
+        assert [item.name for item in described.inputs] == [*piece.inputs, *piece.weights]
+        assert [item.name for item in described.outputs] == list(piece.outputs)
+        for item, name in zip(described.inputs[len(piece.inputs) :], piece.weights.values(), strict=True):
+            assert item.shape == opened.weight(name).shape
+        assert (tmp_path / described.file).stat().st_size == described.bytes > 10_000
+        assert {item.shape[0] for item in described.inputs[: len(piece.inputs)]} == {-1}
+    assert EngineDescription.read(tmp_path) == engine
+    assert weights > 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_types_are_those_of_the_graph_and_logits_are_float32(
+    dtype: str, narrow: Callable[[str], Artifact], tmp_path: Path
+) -> None:
+    engine = build(narrow(dtype), BuildRequest(("8.6",), SMALL), tmp_path)
+    types = {item.name: item.dtype for piece in engine.pieces for item in (*piece.inputs, *piece.outputs)}
+    assert types.pop("logits") == "FLOAT"
+    assert types.pop("logit_rows") == "INT64"
+    assert set(types.values()) == {DTYPES[dtype]}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_architecture_that_there_is_can_be_built_for(
+    dtype: str, narrow: Callable[[str], Artifact]
+) -> None:
+    """And what `check_dtype` refuses is what the builder cannot do."""
+    piece = cut(narrow(dtype).batchful_graph())[0]
+    refused = set()
+    for capability in architecture.supported(trt):
+        try:
+            plan, _ = build_piece(trt, library.make_logger(trt), "first", piece, (capability,), SMALL)
+            assert plan.nbytes > 10_000
+        except EngineError:
+            refused.add(capability)
+    assert refused == ({"7.5"} if dtype != "float16" else set())
+    for capability in architecture.supported(trt):
+        if capability in refused:
+            with pytest.raises(EngineError, match=f"only float16 .*{dtype}.*--dtype float16"):
+                architecture.check_dtype((capability,), dtype)
+        else:
+            architecture.check_dtype((capability,), dtype)
+
+
+def test_no_weight_is_in_a_plan(artifact: Callable[[str], Path], tmp_path: Path) -> None:
+    """The bytes of a matrix appear nowhere in the plan, whole or in part."""
+    opened = Artifact.open(artifact("gqa"))
+    build(opened, BuildRequest(("8.6",), SMALL), tmp_path)
+    for name, piece in distinct(cut(opened.batchful_graph())).items():
+        plan = (tmp_path / f"{name}.plan").read_bytes()
+        for tensor in piece.weights.values():
+            assert opened.weight(tensor).tobytes()[:64] not in plan
+
+
+# What goes into the cache's key.
+
+
+def test_the_key_is_that_of_the_pieces_and_not_of_the_depth(artifact: Callable[[str], Path]) -> None:
+    request = BuildRequest(THREE, SMALL)
+    three, two, other = (Artifact.open(artifact(name)) for name in ("gqa", "two_layers", "mha"))
+    assert key_fields(three, request) == key_fields(two, request)
+    assert key_fields(three, request)["graph"] != key_fields(other, request)["graph"]
+
+
+@pytest.mark.parametrize(
+    ("field", "request_"),
+    [
+        ("device", BuildRequest(("8.6", "8.9"), SMALL)),
+        ("profile", BuildRequest(THREE, Profiles(4, 16))),
+        ("profile", BuildRequest(THREE, Profiles(1, 32))),
+    ],
+)
+def test_what_a_request_changes_is_one_field(opened: Artifact, field: str, request_: BuildRequest) -> None:
+    before, after = key_fields(opened, BuildRequest(THREE, SMALL)), key_fields(opened, request_)
+    assert [name for name in before if before[name] != after[name]] == [field]
+
+
+# Progress, and its end.
+
+
+def test_progress_rises_to_the_end_piece_by_piece(opened: Artifact, tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    build(opened, BuildRequest(("8.6",), SMALL), tmp_path, progress=lambda *report: seen.append(report))
+    assert list(dict.fromkeys(name for name, _, _ in seen)) == ["first", "middle", "last"]
+    for piece in ("first", "middle", "last"):
+        done = [done for name, done, _ in seen if name == piece]
+        assert done == sorted(done)
+        assert done[-1] == STEPS
+        assert len(set(done)) > 10
+    assert {total for _, _, total in seen} == {STEPS}
+
+
+@pytest.mark.parametrize("piece", ["first", "last"])
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, OSError])
+def test_what_is_raised_in_a_build_ends_it_and_leaves_nothing(
+    opened: Artifact, tmp_path: Path, piece: str, raised: type[BaseException]
+) -> None:
+    calls = []
+
+    def progress(name: str, done: int, total: int) -> None:
+        if name == piece and done > total // 4:
+            calls.append(done)
+            raise raised
+
+    with pytest.raises(raised):
+        build(opened, BuildRequest(("8.6",), SMALL), tmp_path, progress=progress)
+    assert len(calls) == 1
+    assert not list(tmp_path.iterdir())
+
+
+# Refusals.
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("9.0", r"9\.0; use the engine kind `inductor`.*8\.6"),
+        ("8.6,10.0", r"10\.0; use the engine kind `inductor`"),
+        ("7.0", r"7\.0; use the engine kind `inductor`"),
+        ("8.7", r"does not build for compute capability 8\.7; it has 7\.5, 8\.0, 8\.6, 8\.9, 12\.0, 12\.1"),
+        ("ada", r"'ada' is no compute capability.*8\.6,8\.9,12\.0"),
+        ("", r"'' is no compute capability"),
+        ("8.6,,8.9", r"'' is no compute capability"),
+        ("90", r"'90' is no compute capability"),
+    ],
+)
+def test_an_architecture_that_cannot_be_is_refused(given: str, words: str) -> None:
+    with pytest.raises(EngineError, match=words) as error:
+        architecture.parse(given, trt)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_architectures_are_sorted_and_each_there_once() -> None:
+    assert architecture.parse(" 12.0, 8.6,sm_8.9 ,8.6", trt) == THREE
+    assert architecture.parse(["8.9"], trt) == ("8.9",)
+
+
+def test_nothing_is_written_for_an_architecture_that_cannot_be(opened: Artifact, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"9\.0"):
+        build(opened, BuildRequest(("8.6", "9.0"), SMALL), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def changed(model: onnx.ModelProto, layer: int, **fields: str) -> onnx.ModelProto:
+    """The graph with the first Add after the attention of every layer from `layer` on changed."""
+    adds = [node for node in model.graph.node if node.op_type == "Add"]
+    for node in adds[2 * layer :: 2]:
+        for name, value in fields.items():
+            setattr(node, name, value)
+    return model
+
+
+def test_an_operator_that_the_parser_does_not_know_is_named_with_its_node_and_layer(opened: Artifact) -> None:
+    graph = changed(opened.batchful_graph(), 0, op_type="Mystery")
+    names = [node.name for node in graph.graph.node if node.op_type == "Mystery"]
+    pieces = distinct(cut(graph))
+    for piece, name, where in (
+        ("middle", names[0], "between the attention of layer 0 and layer 1"),
+        ("last", names[-1], "after the attention of the last layer"),
+    ):
+        with pytest.raises(EngineError) as error:
+            Network(trt, library.make_logger(trt), piece, pieces[piece])
+        assert f"node {name!r} (Mystery) {where}" in str(error.value)
+        assert "inductor" in str(error.value)
+        assert len(str(error.value).splitlines()) == 1
+
+
+def test_every_unknown_operator_is_named(opened: Artifact) -> None:
+    graph = opened.batchful_graph()
+    for node in graph.graph.node:
+        if node.op_type in ("Sigmoid", "Mul"):
+            node.op_type = f"Odd{node.op_type}"
+    with pytest.raises(EngineError) as error:
+        Network(trt, library.make_logger(trt), "middle", cut(graph)[1])
+    assert re.findall(r"\((\w+)\) between", str(error.value)) == ["OddSigmoid", "OddMul", "OddMul"]
+
+
+def test_an_operator_of_another_domain_is_not_taken_for_a_standard_one(opened: Artifact) -> None:
+    """The parser goes by the type alone: it would compute something else, in silence."""
+    graph = changed(opened.batchful_graph(), 0, domain="somebody.else")
+    with pytest.raises(EngineError, match=r"domain 'somebody\.else'.*ignores domains"):
+        Network(trt, library.make_logger(trt), "middle", cut(graph)[1])
+
+
+def test_a_node_whose_shapes_do_not_fit_is_named(opened: Artifact) -> None:
+    piece = cut(opened.batchful_graph())[0]
+    piece.model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 7
+    with pytest.raises(EngineError, match=r"\(RMSNormalization\) before the attention of layer 0"):
+        Network(trt, library.make_logger(trt), "first", piece)
+
+
+def test_what_the_builder_refuses_is_told_with_its_reason(opened: Artifact) -> None:
+    piece = cut(opened.batchful_graph())[0]
+    with pytest.raises(EngineError, match=r"cannot build the first piece for 7\.5: .*Turing") as error:
+        build_piece(trt, library.make_logger(trt), "first", piece, ("7.5",), SMALL)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_missing_package_is_named_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(library.importlib, "import_module", missing)
+    with pytest.raises(MissingPackage, match=r"tensorrt_rtx needs tensorrt_rtx_libs: pip install"):
+        library.load()
+
+
+@pytest.mark.parametrize("damage", ["{", '{"format": 2}', '{"format": 1, "pieces": []}', "[]"])
+def test_a_damaged_description_is_refused(tmp_path: Path, damage: str) -> None:
+    (tmp_path / DESCRIPTION).write_text(damage, "utf-8")
+    with pytest.raises(EngineError, match="build the engine again"):
+        EngineDescription.read(tmp_path)
+
+
+def test_the_description_is_json_that_people_can_read(opened: Artifact, tmp_path: Path) -> None:
+    build(opened, BuildRequest(("8.6",), SMALL), tmp_path)
+    data = json.loads((tmp_path / DESCRIPTION).read_text("utf-8"))
+    assert data["version"] == trt.__version__
+    assert data["compute_capabilities"] == ["8.6"]
+    assert data["profiles"] == {"max_decode": 1, "max_tokens": 16}
