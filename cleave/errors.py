@@ -29,6 +29,10 @@ class EngineError(CleaveError):
     """The engine kind is unknown, not installed, or cannot run this artifact."""
 
 
+class CacheError(CleaveError):
+    """The engine cache cannot be read or written, or lacks an engine that may not be built now."""
+
+
 class AttentionError(CleaveError):
     """The attention server was asked for something that it cannot do."""
 

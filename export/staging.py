@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 import tempfile
@@ -12,13 +11,13 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from cleave.disk import is_disk_full, sync_file
 from cleave.errors import ExportError
 from cleave.export.manifest import MANIFEST
 
 _PREFIX = ".export-"
 _LOCK = ".export.lock"
 _BEFORE = "before"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -76,8 +75,7 @@ def publish(folder: Path, output_dir: Path) -> None:
     for name in names:
         if (output_dir / name).is_dir():
             raise ExportError(f"{output_dir / name} is a folder where a file is to be; move it away")
-        with (folder / name).open("rb") as file:
-            os.fsync(file.fileno())
+        sync_file(folder / name)
     before = folder / _BEFORE
     before.mkdir()
     try:
@@ -108,9 +106,7 @@ def _disk_full_explained(output_dir: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # The tokenizers library reports a full disk as a plain Exception with this text.
-        rust = any(f"(os error {number})" in str(error) for number in _FULL)
-        if rust or (isinstance(error, OSError) and error.errno in _FULL):
+        if is_disk_full(error):
             raise ExportError(
                 f"the disk of {output_dir} is full; the export was undone. Free some space and run it again"
             ) from None
