@@ -10,20 +10,32 @@ from pathlib import Path
 import psutil
 
 from cleave.errors import AttentionError, EngineError, RequestError
-from cleave.export.artifact import Artifact, Progress, load_graph
-from cleave.export.pieces import widen
+from cleave.export.artifact import Artifact, Progress
 from cleave.kvcache.backend import backend_names
 from cleave.kvcache.budget import mib, page_bytes, pages_for
 from cleave.kvcache.keys import PageKeys
+from cleave.kvcache.memory_plan import ITEM_BYTES
 from cleave.kvcache.server import AttentionServer
-from cleave.runtime.engines.engine import Engine, EngineOptions, check_engine_kind, create_engine
+from cleave.runtime.backend_choice import backend_options, choose_backend
+from cleave.runtime.engines.engine import (
+    Engine,
+    EngineOptions,
+    best_engine_kind,
+    check_engine_kind,
+    create_engine,
+    device_engine,
+)
 from cleave.runtime.request import Prompt, SamplingParams
 from cleave.runtime.sequence import Sequence
 from cleave.runtime.tokenizer import Tokenizer
+from cleave.runtime.warm_up import warm_up
 
 _log = logging.getLogger("cleave")
 _MEMORY_SHARE = 0.25
-_ITEM_BYTES = 4
+_GPU_MEMORY_SHARE = 0.9
+"""The rest is for graphs and for the attention backend's own buffers."""
+_STEP_TOKENS = (512, 8192)
+"""Rows of the largest step on a CPU and on a GPU."""
 _COUNTS = (
     "max_model_len",
     "kv_cache_bytes",
@@ -39,14 +51,17 @@ class ModelOptions:
     """How a model is loaded. None means: what suits the artifact and this machine."""
 
     engine: str | None = None
-    attention: str = "cpu"
-    """Attention backend: "cpu", "onnx" or "reference"."""
+    attention: str | None = None
+    """Attention backend: "cpu", "onnx", "reference" or "triton"."""
+    device: str | None = None
+    """Where the engine computes: "cpu", "cuda" or "cuda:1". None: what the engine kind is made for."""
     max_model_len: int | None = None
     """Longest sequence, prompt and answer together; None: the model's context."""
     kv_cache_bytes: int | None = None
     """Memory for the KV cache; None: what `max_sequences` of the longest need, but at most a quarter of
-    the free memory."""
-    max_tokens_per_step: int = 512
+    the free memory, and nine tenths of a GPU's."""
+    max_tokens_per_step: int | None = None
+    """Rows of the largest step; None: 512, and 8192 on a GPU."""
     max_sequences: int = 64
     """Most requests that run at once; more wait."""
     page_size: int = 16
@@ -65,7 +80,7 @@ class ModelOptions:
                 raise EngineError(f"{name} is {value!r}; it must be a whole number, and at least 1")
         # Asked for by name before the files are compared with their digests, which takes a while.
         check_engine_kind(self.engine)
-        if self.attention not in backend_names():
+        if self.attention is not None and self.attention not in backend_names():
             known = ", ".join(backend_names())
             raise AttentionError(f"there is no attention backend {self.attention!r}; there are: {known}")
 
@@ -82,27 +97,35 @@ class Model:
         self.max_length = self._bounded_length(manifest.max_position)
         self.tokenizer = Tokenizer(artifact.tokenizer_file, manifest.vocab_size)
         self.eos_token_ids = artifact.eos_token_ids
-        rows = min(options.max_tokens_per_step, options.max_sequences * self.max_length)
-        engine_options = EngineOptions(max_tokens=rows, threads=options.threads)
-        self.engine: Engine = create_engine(options.engine, artifact, engine_options)
+        kind = options.engine or best_engine_kind()
+        most = options.max_tokens_per_step or _STEP_TOKENS[kind != "onnxruntime"]
+        rows = min(most, options.max_sequences * self.max_length)
+        engine_options = EngineOptions(
+            max_tokens=rows,
+            max_sequences=options.max_sequences,
+            threads=options.threads,
+            device=options.device,
+        )
+        self.engine: Engine = create_engine(kind, artifact, engine_options)
         for note in self.engine.notes:
             _log.warning("%s", note)
-        self.page_bytes = page_bytes(manifest.layer_specs, options.page_size, _ITEM_BYTES)
-        backend_options: dict[str, object] = {}
-        if options.attention == "onnx":
-            backend_options["graphs"] = _wide_graphs(artifact)
-        if options.attention != "reference":
-            backend_options["threads"] = options.threads
+        self.page_bytes = page_bytes(manifest.layer_specs, options.page_size, ITEM_BYTES[self.engine.dtype])
+        backend = choose_backend(options.attention, self.engine)
         self.attention = AttentionServer(
             manifest.layer_specs,
-            backend=options.attention,
+            backend=backend,
             num_pages=self._pages(),
             page_size=options.page_size,
             max_position=self.max_length,
             max_tokens=rows,
-            **backend_options,
+            **backend_options(
+                backend, self.engine, artifact, options.threads, min(rows, options.max_sequences)
+            ),
         )
         self.max_tokens_per_step = rows
+        on_device = device_engine(self.engine)
+        if on_device is not None and on_device.batch_sizes:
+            warm_up(on_device, self.attention)
 
     def sequence(
         self, identifier: int, prompt: Prompt, params: SamplingParams, priority: int = 0
@@ -162,19 +185,16 @@ class Model:
                     f"one page of {options.page_size} tokens needs {self.page_bytes}"
                 )
             return pages
-        free = int(psutil.virtual_memory().available * _MEMORY_SHARE)
+        on_device = device_engine(self.engine)
+        free_on_device = on_device.free_memory() if on_device is not None else None
+        if free_on_device is None:
+            share, free = "a quarter", int(psutil.virtual_memory().available * _MEMORY_SHARE)
+        else:
+            share, free = "nine tenths", int(free_on_device * _GPU_MEMORY_SHARE)
         if free < self.page_bytes:
             raise EngineError(
-                f"a quarter of the free memory is {mib(free)}, and one page of the KV cache needs "
-                f"{mib(self.page_bytes)}; free some memory or set kv_cache_bytes"
+                f"{share} of the free memory of {self.engine.device} is {mib(free)}, and one page of the KV "
+                f"cache needs {mib(self.page_bytes)}; free some memory, lower max_tokens_per_step or set "
+                "kv_cache_bytes"
             )
         return min(wanted, free // self.page_bytes)
-
-
-def _wide_graphs(artifact: Artifact) -> list[tuple[bytes, bytes]]:
-    """The artifact's batchless graphs in float32, which is what the CPU engines hand over."""
-    wide: dict[Path, bytes] = {}
-    pairs = artifact.batchless_graphs()
-    for path in {path for pair in pairs for path in pair}:
-        wide[path] = widen(load_graph(path)).SerializeToString()
-    return [(wide[prefill], wide[decode]) for prefill, decode in pairs]

@@ -86,9 +86,9 @@ class ReferenceBackend:
 
     def _view(self, array: Any, name: str, rows: int, heads: int, head_dim: int) -> Tensor:
         tensor = torch.from_numpy(array) if isinstance(array, np.ndarray) else array
-        if tuple(tensor.shape) != (rows, heads * head_dim) or not tensor.is_contiguous():
+        if tuple(tensor.shape) != (rows, heads * head_dim) or tensor.stride(1) != 1:
             raise AttentionError(
-                f"{name} is {list(tensor.shape)}; it must be contiguous and [{rows}, {heads * head_dim}]"
+                f"{name} is {list(tensor.shape)}; it must be [{rows}, {heads * head_dim}], rows without gaps"
             )
         view: Tensor = tensor.view(rows, heads, head_dim)
         return view

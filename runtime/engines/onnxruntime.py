@@ -19,6 +19,7 @@ from cleave.errors import EngineError
 from cleave.export.artifact import WEIGHTS, Artifact
 from cleave.export.pieces import ATTENTION, Piece, cut, widen
 from cleave.runtime.engines.engine import Attention, EngineOptions, Observer
+from cleave.runtime.engines.residual import check_observable, with_residual
 from cleave.threads import physical_cores, session_options
 
 _BINDINGS_KEPT = 64
@@ -30,6 +31,7 @@ class OnnxRuntimeEngine:
 
     kind = "onnxruntime"
     dtype = "float32"
+    device = "cpu"
 
     def __init__(self, artifact: Artifact, options: EngineOptions) -> None:
         """Build the sessions. float16 and bfloat16 artifacts are widened to float32."""
@@ -77,11 +79,8 @@ class OnnxRuntimeEngine:
     def observe(self, observer: Observer | None) -> None:
         """See `Engine.observe`. The first time, the last piece is built anew, to give its residual too."""
         if observer is not None and len(self._pieces[-1].outputs) == 1:
-            if any(len(piece.hands_on) > 1 for piece in self._pieces[:-1]):
-                raise EngineError(
-                    "this model carries more than the residual from layer to layer; it cannot be observed"
-                )
-            self._pieces[-1] = _with_residual(self._pieces[-1])
+            check_observable(self._pieces)
+            self._pieces[-1] = with_residual(self._pieces[-1])
             self._sessions[-1], kept = _session(self._pieces[-1], self._artifact, self._threads)
             self._kept += kept
             self._buffers = _Buffers(
@@ -218,25 +217,6 @@ def _session(piece: Piece, artifact: Artifact, threads: int) -> tuple[ort.Infere
     )
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session, [array for array in arrays.values() if array.ndim < 2]
-
-
-def _with_residual(piece: Piece) -> Piece:
-    """The last piece with one more output: the residual [tokens, hidden] that `logit_rows` picks from."""
-    model = onnx.ModelProto()
-    model.CopyFrom(piece.model)
-    rows = {"logit_rows"}
-    for node in model.graph.node:
-        if node.op_type == "Gather" and node.input[1] in rows:
-            residual = node.input[0]
-            break
-        if rows & set(node.input):
-            rows |= set(node.output)
-    else:
-        raise EngineError("the last piece does not gather the rows of logit_rows; it cannot be observed")
-    output = model.graph.output.add()
-    output.CopyFrom(next(value for value in model.graph.input if value.name.startswith("carried_")))
-    output.name = residual
-    return Piece(model, piece.inputs, (*piece.outputs, residual), piece.weights, piece.hands_on)
 
 
 def _placeholder(name: str, array: _Array) -> onnx.TensorProto:

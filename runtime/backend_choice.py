@@ -1,0 +1,59 @@
+"""Which attention backend suits an engine, and what it is made with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cleave.errors import AttentionError
+from cleave.export.artifact import Artifact, load_graph
+from cleave.export.pieces import widen
+from cleave.kvcache.backend import backend_names
+from cleave.runtime.engines.engine import Engine, device_engine
+
+_NUMPY = ("cpu", "onnx")
+"""Backends that take arrays in host memory, from an engine that has them there."""
+_CUDA = ("triton", "flashinfer")
+"""Backends that take tensors in GPU memory."""
+
+
+def choose_backend(asked: str | None, engine: Engine) -> str:
+    """The backend asked for, or the fastest one for this engine.
+
+    Raises AttentionError where the backend cannot read what the engine hands over.
+    """
+    on_gpu = device_engine(engine) is not None and engine.device != "cpu"
+    if device_engine(engine) is None:
+        suitable = [name for name in backend_names() if name not in _CUDA]
+        best = "cpu"
+    else:
+        suitable = [name for name in backend_names() if name not in _NUMPY and (on_gpu or name not in _CUDA)]
+        best = "triton" if "triton" in suitable else "reference"
+    if asked is not None and asked not in suitable:
+        raise AttentionError(
+            f"attention {asked!r} cannot read what the engine {engine.kind} on {engine.device} hands over; "
+            f"with that engine there are: {', '.join(suitable)}"
+        )
+    return asked or best
+
+
+def backend_options(
+    backend: str, engine: Engine, artifact: Artifact, threads: int | None, max_sequences: int
+) -> dict[str, Any]:
+    """What `create_backend` is given beside the shape of the cache."""
+    if backend in _NUMPY:
+        graphs = {"graphs": _wide_graphs(artifact)} if backend == "onnx" else {}
+        return {"threads": threads} | graphs
+    options: dict[str, Any] = {"device": engine.device, "dtype": engine.dtype}
+    if backend in _CUDA:
+        options["max_sequences"] = max_sequences
+    return options
+
+
+def _wide_graphs(artifact: Artifact) -> list[tuple[bytes, bytes]]:
+    """The artifact's batchless graphs in float32, which is what the CPU engines hand over."""
+    wide: dict[Path, bytes] = {}
+    pairs = artifact.batchless_graphs()
+    for path in {path for pair in pairs for path in pair}:
+        wide[path] = widen(load_graph(path)).SerializeToString()
+    return [(wide[prefill], wide[decode]) for prefill, decode in pairs]

@@ -1,0 +1,45 @@
+"""Whether an NVIDIA GPU can be used, asked of the driver itself: cheap, and without importing torch."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+from pathlib import Path
+
+_COMPUTE_CAPABILITY_MAJOR = 75
+"""CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR of the CUDA driver API."""
+_LEAST_MAJOR = 8
+
+
+def cuda_is_usable() -> bool:
+    """Whether a driver, a GPU of compute capability 8.0 or more and a torch with CUDA are all there.
+
+    Makes no CUDA context. On a machine without a driver it costs the failed opening of a library.
+    """
+    return _driver_has_a_gpu() and _torch_has_cuda()
+
+
+def _driver_has_a_gpu() -> bool:
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+        return False
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    device, major = ctypes.c_int(), ctypes.c_int()
+    return (
+        driver.cuInit(0) == 0
+        and driver.cuDeviceGet(ctypes.byref(device), 0) == 0
+        and driver.cuDeviceGetAttribute(ctypes.byref(major), _COMPUTE_CAPABILITY_MAJOR, device) == 0
+        and major.value >= _LEAST_MAJOR
+    )
+
+
+def _torch_has_cuda() -> bool:
+    try:
+        found = importlib.util.find_spec("torch")
+    except ImportError:
+        return False
+    folders = found.submodule_search_locations if found else None
+    return any((Path(folder) / "lib" / "libtorch_cuda.so").exists() for folder in folders or ())

@@ -1,0 +1,110 @@
+"""The compiled functions of a model: three programs, each for the numbers of rows that it is run with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from cleave.export.artifact import Artifact
+from cleave.export.pieces import Piece, cut, widen
+from cleave.runtime.engines.inductor.compiler import Compiled, Compiler, Shape
+from cleave.runtime.engines.inductor.join import join_linears
+from cleave.runtime.engines.inductor.program import Program, program_of
+from cleave.runtime.engines.residual import check_observable, with_residual
+
+SMALL = {"cuda": (1, 2, 4, 8, 16), "cpu": (1,)}
+"""Numbers of rows that are compiled for on their own; all others share one function a program."""
+
+
+class Functions:
+    """What is compiled of an artifact. Pieces of the same structure share a program and its functions."""
+
+    def __init__(self, artifact: Artifact, device: torch.device, folder: Path | None = None) -> None:
+        """Translate the pieces; nothing is compiled yet. `folder` has what `compile_all` made, or is None.
+
+        Raises ArtifactError where the graph cannot be cut, EngineError where it cannot be translated.
+        """
+        self.pieces = _pieces(artifact, is_wide=device.type == "cpu")
+        self._shapes = {name: tensor.shape for name, tensor in artifact.tensors.items()}
+        self._dtype = getattr(torch, artifact.manifest.dtype) if device.type == "cuda" else torch.float32
+        self._small = SMALL[device.type]
+        self._compiler = Compiler(device, folder)
+        self._last = len(self.pieces) - 1
+        self._programs = {self._role(index): self._program(index) for index in {0, 1, self._last}}
+        self._compiled: dict[tuple[str, int | None], Compiled] = {}
+
+    @property
+    def compilations(self) -> int:
+        """Functions that were compiled, and not found in the folder."""
+        return self._compiler.compilations
+
+    def rows_for(self, tokens: int) -> int | None:
+        """The rows that a step of `tokens` tokens is compiled for; None: any number from two on."""
+        return tokens if tokens in self._small else None
+
+    def get(self, index: int, rows: int | None) -> Compiled:
+        """The function of piece `index`, for inputs of `rows` rows. It takes inputs, then weights."""
+        role = self._role(index)
+        function = self._compiled.get((role, rows))
+        if function is None:
+            function = self._compiler.compile(self._programs[role], role, rows, *self._examples(index))
+            self._compiled[role, rows] = function
+        return function
+
+    def compile_all(self, folder: Path) -> None:
+        """Compile every function and keep it in `folder`, an empty one."""
+        for index in sorted({0, 1, self._last}):
+            role = self._role(index)
+            for rows in (None, *self._small):
+                self._compiler.compile(self._programs[role], role, rows, *self._examples(index), keep=folder)
+
+    def weights(self, index: int) -> list[tuple[str, ...]]:
+        """For each weight that piece `index` takes, the tensors that are one below the other in it."""
+        named = self.pieces[index].weights
+        return [tuple(named[name] for name in names) for names in self._programs[self._role(index)].weights]
+
+    def give_residual(self) -> None:
+        """Let the last piece give its residual too. Raises EngineError where it cannot be told apart."""
+        if len(self.pieces[-1].outputs) > 1:
+            return
+        check_observable(self.pieces)
+        self.pieces[-1] = with_residual(self.pieces[-1])
+        self._programs["last-observed"] = self._program(self._last)
+
+    def _role(self, index: int) -> str:
+        if index == self._last:
+            return "last" if len(self.pieces[-1].outputs) == 1 else "last-observed"
+        return "middle" if index else "first"
+
+    def _program(self, index: int) -> Program:
+        piece = self.pieces[index]
+        where = f"the piece after layer {index - 1}" if index else "the piece before layer 0"
+        rows = {name: self._shapes[tensor][0] for name, tensor in piece.weights.items()}
+        return join_linears(program_of(piece, where), rows)
+
+    def _examples(self, index: int) -> tuple[list[Shape], list[Shape]]:
+        """Inputs and weights of a piece as the compiler is told of them."""
+        widths = {
+            value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim[1:])
+            for value in self.pieces[index].model.graph.input
+        }
+        inputs = [
+            Shape((0, *widths[name]), torch.int64 if name == "logit_rows" else self._dtype)
+            for name in self.pieces[index].inputs
+        ]
+        weights = []
+        for names in self.weights(index):
+            rows = sum(self._shapes[name][0] for name in names)
+            weights.append(Shape((rows, *self._shapes[names[0]][1:]), self._dtype))
+        return inputs, weights
+
+
+def _pieces(artifact: Artifact, *, is_wide: bool) -> list[Piece]:
+    """The pieces; in float32 where the device has no narrower arithmetic. Middle ones share one model."""
+    pieces = cut(artifact.batchful_graph())
+    if not is_wide:
+        return pieces
+    wide = {id(piece.model): widen(piece.model) for piece in pieces}
+    return [replace(piece, model=wide[id(piece.model)]) for piece in pieces]

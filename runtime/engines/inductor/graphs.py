@@ -1,0 +1,69 @@
+"""Decode steps as CUDA graphs: captured once for a batch size, replayed in one launch."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Hashable
+
+import torch
+
+Tensor = torch.Tensor
+
+
+def batch_sizes(max_sequences: int) -> tuple[int, ...]:
+    """The sizes that decode steps are padded to: 1, 2, 4, then every eighth, up to the largest batch."""
+    sizes = [size for size in (1, 2, 4) if size < max_sequences]
+    sizes += range(8, max_sequences, 8)
+    return (*sizes, max_sequences)
+
+
+class DecodeGraphs:
+    """The graphs of one engine. They share one memory pool, so the largest one should come first.
+
+    A graph reads and writes tensors where they lay when it was captured: the engine's inputs and the
+    buffers of the attention server. What it gives is overwritten by the next replay of any of them.
+    """
+
+    def __init__(self, sizes: tuple[int, ...], device: torch.device) -> None:
+        self.sizes = sizes
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._captured: dict[tuple[int, Hashable], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+
+    def size_for(self, tokens: int) -> int | None:
+        """The least size that holds a step of so many tokens; None where none does."""
+        index = bisect_left(self.sizes, tokens)
+        return self.sizes[index] if index < len(self.sizes) else None
+
+    def run(self, size: int, key: Hashable, step: Callable[[], Tensor]) -> Tensor:
+        """Replay what was captured for `size` and `key`; the first time, run `step` and capture it.
+
+        `step` must launch the same kernels every time. Returns what it gives.
+        """
+        captured = self._captured.get((size, key))
+        if captured is not None:
+            graph, result = captured
+            graph.replay()
+            return result
+        given = step()  # for real: kernels that are compiled on first use cannot be captured
+        self._captured[size, key] = self._capture(step)
+        return given
+
+    def clear(self) -> None:
+        """Give the graphs and their memory back."""
+        self._captured.clear()
+
+    def _capture(self, step: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        graph = torch.cuda.CUDAGraph()
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            # Other threads may go on using the GPU: one may be serving another model.
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                result = step()
+            finally:
+                graph.capture_end()
+        current.wait_stream(self._stream)
+        return graph, result

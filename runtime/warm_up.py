@@ -1,0 +1,44 @@
+"""Warming up: what a GPU engine compiles and captures is done before the first request."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cleave.errors import OutOfPages
+from cleave.kvcache.server import AttentionServer
+from cleave.kvcache.step import Chunk
+from cleave.runtime.engines.engine import DeviceEngine
+
+_FIRST = -1
+"""Sequences of warm-up steps have numbers below zero, which no request has."""
+
+
+def warm_up(engine: DeviceEngine, attention: AttentionServer) -> None:
+    """Run a prefill step and a decode step of every batch size, and undo them.
+
+    The largest batch comes first, since smaller ones then fit into its memory. Sizes that the KV cache has
+    no pages for are left out: no request reaches them.
+    """
+    shape = attention.shape
+    _run(engine, attention, [min(shape.max_tokens, shape.max_position, shape.num_pages * shape.page_size)])
+    for size in sorted(engine.batch_sizes, reverse=True):
+        if size <= min(shape.max_tokens, shape.num_pages):
+            _run(engine, attention, [1] * size)
+
+
+def _run(engine: DeviceEngine, attention: AttentionServer, counts: list[int]) -> None:
+    step = [Chunk(_FIRST - index, 0, count) for index, count in enumerate(counts)]
+    for chunk in step:
+        attention.open(chunk.sequence)
+    try:
+        attention.plan(step)
+        try:
+            tokens = sum(counts)
+            engine.run(np.zeros(tokens, np.int64), np.cumsum(counts) - 1, attention)
+        finally:
+            attention.rollback()
+    except OutOfPages:
+        return
+    finally:
+        for chunk in step:
+            attention.close(chunk.sequence)
