@@ -121,6 +121,9 @@ class _Kind:
 _KINDS = {
     "onnxruntime": _Kind("cleave.runtime.engines.onnxruntime", "OnnxRuntimeEngine", "onnxruntime", "cpu"),
     "inductor": _Kind("cleave.runtime.engines.inductor.engine", "InductorEngine", "torch", "gpu"),
+    "tensorrt_rtx": _Kind(
+        "cleave.runtime.engines.tensorrt_rtx.engine", "TensorRtRtxEngine", "tensorrt_rtx_bindings", "rtx"
+    ),
 }
 
 

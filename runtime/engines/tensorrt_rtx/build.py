@@ -50,8 +50,8 @@ def key_fields(artifact: Artifact, request: BuildRequest) -> dict[str, Any]:
         "graph": digest.hexdigest(),
         "device": request.compute_capabilities,
         "dtype": artifact.manifest.dtype,
-        "profile": (f"max_decode {request.profiles.max_decode}", f"max_tokens {request.profiles.max_tokens}"),
-        "flags": ("strongly typed", "no tf32"),
+        "profile": str(request.profiles),
+        "flags": ("strongly typed", "no tf32", "user allocation"),
     }
 
 
@@ -103,6 +103,8 @@ def build_piece(
     config = network.builder.create_builder_config()
     # float32 means float32: the same tokens as the other engines, not those of a 10-bit mantissa.
     config.clear_flag(trt.BuilderFlag.TF32)
+    # A plan that allocates while it runs could not be captured in a CUDA graph.
+    config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     known = architecture.supported(trt)
     config.num_compute_capabilities = len(capabilities)
     for index, capability in enumerate(capabilities):

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from cleave.errors import EngineError, reason
+from cleave.export.pieces import Piece
 from cleave.runtime.engines.tensorrt_rtx.profiles import Profiles
 
 DESCRIPTION = "engine.json"
 _FORMAT = 1
+_TYPES = {
+    onnx.TensorProto.FLOAT: "FLOAT",
+    onnx.TensorProto.FLOAT16: "HALF",
+    onnx.TensorProto.BFLOAT16: "BF16",
+    onnx.TensorProto.INT64: "INT64",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +50,11 @@ class PieceDescription:
     def file(self) -> str:
         """Name of the plan's file."""
         return f"{self.name}.plan"
+
+    def is_of(self, piece: Piece) -> bool:
+        """Whether names, types and shapes are those of a piece."""
+        graph = piece.model.graph
+        return (self.inputs, self.outputs) == (_tensors(graph.input), _tensors(graph.output))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +88,18 @@ class EngineDescription:
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise EngineError(f"{path} cannot be read ({reason(error)}); build the engine again") from None
+
+
+def _tensors(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorDescription, ...]:
+    types = [(value.name, value.type.tensor_type) for value in values]
+    return tuple(
+        TensorDescription(
+            name,
+            _TYPES.get(kind.elem_type, str(kind.elem_type)),
+            tuple(-1 if dim.dim_param else dim.dim_value for dim in kind.shape.dim),
+        )
+        for name, kind in types
+    )
 
 
 def _piece(data: dict[str, Any]) -> PieceDescription:

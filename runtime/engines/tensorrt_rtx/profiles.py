@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -47,24 +48,24 @@ class Profiles:
     it is.
     """
 
-    max_decode: int
-    """Tokens of the largest bucket."""
+    max_sequences: int
+    """Tokens of the largest bucket, and most logit rows of a run of the last piece."""
     max_tokens: int
     """Tokens of the largest step."""
 
     def __post_init__(self) -> None:
         """Raises EngineError for sizes that are not allowed."""
-        if self.max_tokens < 1 or not 0 <= self.max_decode <= self.max_tokens:
+        if not 1 <= self.max_sequences <= self.max_tokens:
             raise EngineError(
-                f"max_tokens is {self.max_tokens} and max_decode {self.max_decode}; max_tokens must be at "
-                "least 1, and max_decode between 0 (no buckets) and max_tokens"
+                f"max_tokens is {self.max_tokens} and max_sequences {self.max_sequences}; both must be at "
+                "least 1, and max_tokens no less than max_sequences"
             )
 
     @property
     def buckets(self) -> tuple[int, ...]:
-        """Token counts of the decode buckets: 1, 2, 4, 8 and so on, and max_decode itself."""
-        sizes = [1 << power for power in range(self.max_decode.bit_length())]
-        return tuple(sorted({*sizes, self.max_decode} - {0}))
+        """Token counts of the decode buckets: 1, 2, 4, 8 and so on, and max_sequences itself."""
+        sizes = [1 << power for power in range(self.max_sequences.bit_length())]
+        return tuple(sorted({*sizes, self.max_sequences}))
 
     def __iter__(self) -> Iterator[Profile]:
         """In the order of their numbers in a plan: the buckets, then prefill.
@@ -75,31 +76,29 @@ class Profiles:
         for bucket in self.buckets:
             exact = Range(bucket, bucket, bucket)
             yield Profile(f"decode {bucket}", exact, exact)
-        whole = Range(1, (1 + self.max_tokens) // 2, self.max_tokens)
-        yield Profile("prefill", whole, whole)
+        yield Profile("prefill", _whole(self.max_tokens), _whole(self.max_sequences))
 
-    def bucket(self, tokens: int) -> tuple[int, int] | None:
-        """(number of the profile, bucket) that a decode step of so many tokens is padded to, or None."""
-        for number, bucket in enumerate(self.buckets):
-            if tokens <= bucket:
-                return number, bucket
-        return None
+    def bucket(self, tokens: int) -> int | None:
+        """Number of the bucket that a decode step of so many tokens is padded to; None where none fits."""
+        number = bisect_left(self.buckets, tokens)
+        return number if number < len(self.buckets) else None
 
     @property
     def prefill(self) -> int:
         """Number of the prefill profile."""
         return len(self.buckets)
 
-    def check(self, tokens: int, rows: int) -> None:
+    def check(self, tokens: int) -> None:
         """Raises EngineError for a step that fits no profile: says which there are, and what would fit."""
-        most = Range(1, 1, self.max_tokens)
-        for name, size in (("tokens", tokens), ("logit rows", rows)):
-            if size not in most:
-                remedy = "a step has at least one" if size < 1 else f"build with max_tokens {size} or more"
-                raise EngineError(
-                    f"a step of {size} {name} fits no profile of this engine, which has {self}; {remedy}"
-                )
+        if not 1 <= tokens <= self.max_tokens:
+            remedy = "a step has at least one" if tokens < 1 else f"build with --max_tokens {tokens} or more"
+            raise EngineError(
+                f"a step of {tokens} tokens fits no profile of this engine, which has {self}; {remedy}"
+            )
 
     def __str__(self) -> str:
-        buckets = f"decode {', '.join(map(str, self.buckets))}; " if self.buckets else ""
-        return f"{buckets}prefill 1 to {self.max_tokens}"
+        return f"decode {', '.join(map(str, self.buckets))}; prefill 1 to {self.max_tokens}"
+
+
+def _whole(most: int) -> Range:
+    return Range(1, (1 + most) // 2, most)

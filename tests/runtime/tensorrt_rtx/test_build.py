@@ -25,7 +25,7 @@ from cleave.runtime.engines.tensorrt_rtx.profiles import Profiles
 pytest.importorskip("tensorrt_rtx_libs", reason="TensorRT for RTX has no wheel for this machine")
 trt = library.load()
 THREE = ("8.6", "8.9", "12.0")
-SMALL = Profiles(max_decode=1, max_tokens=16)
+SMALL = Profiles(max_sequences=1, max_tokens=16)
 DTYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
 FAMILIES = ("gqa", "tied", "attention_bias", "mlp_bias", "mistral_window", "qwen2", "qwen3", "one_layer")
 
@@ -280,4 +280,4 @@ def test_the_description_is_json_that_people_can_read(opened: Artifact, tmp_path
     data = json.loads((tmp_path / DESCRIPTION).read_text("utf-8"))
     assert data["version"] == trt.__version__
     assert data["compute_capabilities"] == ["8.6"]
-    assert data["profiles"] == {"max_decode": 1, "max_tokens": 16}
+    assert data["profiles"] == {"max_sequences": 1, "max_tokens": 16}
