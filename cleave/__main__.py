@@ -14,6 +14,8 @@ from cleave.plan import plan
 from cleave.runtime.bench.cli import bench
 from cleave.runtime.cli import run
 from cleave.runtime.compare.cli import compare
+from cleave.runtime.engine_cache.cli import engines
+from cleave.runtime.engines.cli import build
 from cleave.threads import own_process
 
 USAGE_ERROR = 2
@@ -30,9 +32,11 @@ def application() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.command()(export)
+    app.command()(build)
     app.command()(run)
     app.command()(plan)
     app.command()(compare)
+    app.add_typer(engines, name="engines")
     app.add_typer(bench, name="bench")
     return app
 

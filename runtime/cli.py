@@ -6,11 +6,11 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from cleave.runtime.llm import LLM
 from cleave.runtime.request import Completion, SamplingParams
@@ -26,20 +26,29 @@ def run(
         str | None, typer.Option("--engine", help="Engine kind. Default: the best that runs here.")
     ] = None,
     attention: Annotated[
-        str, typer.Option("--attention", help="Attention backend: cpu, onnx, reference.")
-    ] = "cpu",
+        str | None,
+        typer.Option("--attention", help="Attention backend: cpu, onnx, reference. Default: by the engine."),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", help="cpu, cuda or cuda:1. Default: what the engine is made for."),
+    ] = None,
     ignore_eos: Annotated[
         bool, typer.Option("--ignore_eos", help="Go on after an end-of-sequence token.")
     ] = False,
     threads: Annotated[
         int | None, typer.Option("--threads", help="CPU threads. Default: the physical cores.")
     ] = None,
+    no_build: Annotated[
+        bool, typer.Option("--no_build", help="Fail, with the reason, where the engine is not in the cache.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each prompt.")] = False,
 ) -> None:
     """Continue prompts with an artifact."""
     texts = prompts or ["San Francisco is a"]
     params = SamplingParams(max_tokens=max_new_tokens, ignore_eos=ignore_eos)
-    with _load(model, engine, attention, threads) as llm:
+    options = {"attention": attention, "device": device, "threads": threads, "allow_build": not no_build}
+    with _load(model, engine, **options) as llm:
         began = time.perf_counter()
         if len(texts) == 1 and not as_json:
             tokens = _stream(llm, texts[0], params)
@@ -57,16 +66,16 @@ def run(
     )
 
 
-def _load(model: Path, engine: str | None, attention: str, threads: int | None) -> LLM:
-    columns = (TextColumn("checking {task.description}"), BarColumn(), DownloadColumn(binary_units=True))
+def _load(model: Path, engine: str | None, **options: Any) -> LLM:
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("")
 
-        def report(name: str, done: int, total: int) -> None:
-            progress.update(task, description=name, completed=done, total=total)
+        def report(what: str, done: int, total: int) -> None:
+            progress.update(task, description=what, completed=done, total=total)
 
-        return LLM(model, engine, attention=attention, threads=threads, progress=report)
+        return LLM(model, engine, progress=report, **options)
 
 
 def _stream(llm: LLM, text: str, params: SamplingParams) -> int:

@@ -67,8 +67,9 @@ class LLM:
     ) -> None:
         """Load the artifact in a folder. `options` are those of `ModelOptions`.
 
-        `progress` is called with a file name, bytes done and bytes in all while digests are compared.
-        Raises ArtifactError, EngineError, AttentionError or MissingPackage.
+        `progress` is called with what is done ("checking weights.safetensors", "building middle"), how much
+        of it, and how much there is. Raises ArtifactError, EngineError, CacheError, AttentionError or
+        MissingPackage.
         """
         self._model = Model(artifact, ModelOptions(engine=engine, **options), progress)
         self._scheduler = Scheduler(

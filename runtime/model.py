@@ -17,6 +17,7 @@ from cleave.kvcache.keys import PageKeys
 from cleave.kvcache.memory_plan import ITEM_BYTES
 from cleave.kvcache.server import AttentionServer
 from cleave.runtime.backend_choice import backend_options, choose_backend
+from cleave.runtime.engine_cache.cache import EngineCache
 from cleave.runtime.engines.engine import (
     Engine,
     EngineOptions,
@@ -71,6 +72,10 @@ class ModelOptions:
     threads: int | None = None
     verify: bool = True
     """Compare the artifact's files with their SHA-256 first."""
+    cache: str | Path | None = None
+    """Folder of the engine cache; None: CLEAVE_CACHE, else the user's cache directory."""
+    allow_build: bool = True
+    """Build an engine that the cache lacks; else that is an error, which says why it is not reused."""
 
     def __post_init__(self) -> None:
         """Raises EngineError for values that are not allowed, AttentionError for an unknown backend."""
@@ -85,12 +90,27 @@ class ModelOptions:
             raise AttentionError(f"there is no attention backend {self.attention!r}; there are: {known}")
 
 
+def engine_options(
+    kind: str, options: ModelOptions, max_length: int, compute_capability: str | None = None
+) -> EngineOptions:
+    """What an engine is made with, or built ahead of time, for sequences of up to `max_length` tokens."""
+    most = options.max_tokens_per_step or _STEP_TOKENS[kind != "onnxruntime"]
+    return EngineOptions(
+        max_tokens=min(most, options.max_sequences * max_length),
+        max_sequences=options.max_sequences,
+        threads=options.threads,
+        device=options.device,
+        compute_capability=compute_capability,
+    )
+
+
 class Model:
     """An artifact, ready to run on this machine."""
 
     def __init__(self, folder: str | Path, options: ModelOptions, progress: Progress | None = None) -> None:
-        """Load an artifact. Raises ArtifactError, EngineError, AttentionError or MissingPackage."""
-        artifact = Artifact.open(folder, verify=options.verify, progress=progress)
+        """Load an artifact. Raises ArtifactError, EngineError, CacheError, AttentionError, MissingPackage."""
+        checking = progress and _telling("checking", progress)
+        artifact = Artifact.open(folder, verify=options.verify, progress=checking)
         manifest = artifact.manifest
         self.folder = artifact.folder
         self.options = options
@@ -98,15 +118,16 @@ class Model:
         self.tokenizer = Tokenizer(artifact.tokenizer_file, manifest.vocab_size)
         self.eos_token_ids = artifact.eos_token_ids
         kind = options.engine or best_engine_kind()
-        most = options.max_tokens_per_step or _STEP_TOKENS[kind != "onnxruntime"]
-        rows = min(most, options.max_sequences * self.max_length)
-        engine_options = EngineOptions(
-            max_tokens=rows,
-            max_sequences=options.max_sequences,
-            threads=options.threads,
-            device=options.device,
+        chosen = engine_options(kind, options, self.max_length)
+        rows = chosen.max_tokens
+        self.engine: Engine = create_engine(
+            kind,
+            artifact,
+            chosen,
+            cache=EngineCache(options.cache),
+            allow_build=options.allow_build,
+            progress=progress and _telling("building", progress),
         )
-        self.engine: Engine = create_engine(kind, artifact, engine_options)
         for note in self.engine.notes:
             _log.warning("%s", note)
         self.page_bytes = page_bytes(manifest.layer_specs, options.page_size, ITEM_BYTES[self.engine.dtype])
@@ -198,3 +219,12 @@ class Model:
                 "kv_cache_bytes"
             )
         return min(wanted, free // self.page_bytes)
+
+
+def _telling(verb: str, progress: Progress) -> Progress:
+    """Say also what is done with what is named."""
+
+    def report(name: str, done: int, total: int) -> None:
+        progress(f"{verb} {name}", done, total)
+
+    return report

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,15 @@ from checkpoints import VARIANTS, make_checkpoint
 from cleave.export.exporter import ExportRequest, export
 
 REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The engine cache of all tests and of the processes that they start: never the user's own."""
+    folder = tmp_path_factory.mktemp("engine_cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLEAVE_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,8 @@ _log = logging.getLogger("cleave")
 CACHED = "cached"
 Build = Callable[[Path], None]
 """Fills an empty folder with the files of an engine."""
+Accept = Callable[[EngineKey], bool]
+"""Whether an engine of another key does as well."""
 
 
 class EngineCache:
@@ -49,17 +51,20 @@ class EngineCache:
         allow_build: bool = True,
         label: str = "",
         verify: bool = False,
+        accept: Accept | None = None,
     ) -> CachedEngine:
         """The engine of a key: the one in the cache, or a new one, which `build` makes in a folder.
 
         Of many processes that ask at once one builds; the others wait. What `build` raises leaves the
         cache as it was. Where nothing may be written the engine is built in a temporary folder, which is
         gone with `close`. `label` names the model in lists; `verify` reads all files and compares their
-        digests. Raises CacheError where there is none and `allow_build` is False, or the disk is full.
+        digests; where the key itself is not there, an entry that `accept` takes is used. Raises CacheError
+        where there is none and `allow_build` is False, or the disk is full.
         """
-        found = self._open(key, verify=verify)
-        if found is not None:
-            return found
+        for each in self._candidates(key, accept):
+            found = self._open(each, verify=verify)
+            if found is not None:
+                return found
         why = self._why(key, verify=verify)
         if not allow_build:
             raise CacheError(
@@ -80,11 +85,19 @@ class EngineCache:
                 ) from None
         return self._build_aside(key, build, label, why)
 
-    def why(self, key: EngineKey) -> str:
+    def why(self, key: EngineKey, *, accept: Accept | None = None) -> str:
         """Why an engine would be built: what is damaged, or which fields differ from the nearest entry,
         old -> new. "cached" where it would not.
         """
-        return self._why(key)
+        candidates = self._candidates(key, accept)
+        return CACHED if any(self._why(each) == CACHED for each in candidates) else self._why(key)
+
+    def _candidates(self, key: EngineKey, accept: Accept | None) -> Iterator[EngineKey]:
+        yield key
+        if accept is not None:
+            for entry in self.entries():
+                if entry.key != key and entry.key.kind == key.kind and accept(entry.key):
+                    yield entry.key
 
     def _why(self, key: EngineKey, *, verify: bool = False) -> str:
         entry = read_entry(self.directory / key.digest)
@@ -101,6 +114,10 @@ class EngineCache:
     def entries(self) -> list[Entry]:
         """Every readable entry, the one used last first."""
         return contents.entries(self.directory)
+
+    def damage(self, entry: Entry) -> str | None:
+        """What a full check finds wrong with an entry, in a few words: every file is read."""
+        return damage(entry, full=True)
 
     def remove(self, entries: list[Entry]) -> list[contents.Removal]:
         """Remove entries, except those in use. Raises CacheError where nothing may be removed."""

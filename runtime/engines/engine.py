@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from dataclasses import dataclass
+import weakref
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -12,6 +13,8 @@ import numpy.typing as npt
 
 from cleave.errors import EngineError, MissingPackage
 from cleave.export.artifact import Artifact
+from cleave.runtime.engine_cache.cache import EngineCache
+from cleave.runtime.engines.builder import BuildProgress, EngineBuilder, get_engine
 from cleave.runtime.engines.cuda import cuda_is_usable
 
 
@@ -105,6 +108,8 @@ class EngineOptions:
     """CPU threads; None: one for each physical core."""
     device: str | None = None
     """Where to compute; None: what the kind is made for."""
+    compute_capability: str | None = None
+    """Of the GPUs to build for, by commas: "8.6,8.9". None: that of the GPU here."""
     cache: Path | None = None
     """A folder with what was built of this artifact, for this kind and machine; None: nothing was."""
 
@@ -115,14 +120,26 @@ class _Kind:
     factory: str
     package: str
     extra: str
+    builder: str | None = None
+    """Module and class, with a colon, of the EngineBuilder; None where nothing is built ahead of time."""
 
 
-# Each factory is called with (Artifact, EngineOptions).
+# Each factory and builder is called with (Artifact, EngineOptions).
 _KINDS = {
     "onnxruntime": _Kind("cleave.runtime.engines.onnxruntime", "OnnxRuntimeEngine", "onnxruntime", "cpu"),
-    "inductor": _Kind("cleave.runtime.engines.inductor.engine", "InductorEngine", "torch", "gpu"),
+    "inductor": _Kind(
+        "cleave.runtime.engines.inductor.engine",
+        "InductorEngine",
+        "torch",
+        "gpu",
+        builder="cleave.runtime.engines.inductor.builder:InductorBuilder",
+    ),
     "tensorrt_rtx": _Kind(
-        "cleave.runtime.engines.tensorrt_rtx.engine", "TensorRtRtxEngine", "tensorrt_rtx_bindings", "rtx"
+        "cleave.runtime.engines.tensorrt_rtx.engine",
+        "TensorRtRtxEngine",
+        "tensorrt_rtx_bindings",
+        "rtx",
+        builder="cleave.runtime.engines.tensorrt_rtx.builder:TensorRtRtxBuilder",
     ),
 }
 
@@ -143,19 +160,69 @@ def best_engine_kind() -> str:
     return "inductor" if cuda_is_usable() else "onnxruntime"
 
 
-def create_engine(kind: str | None, artifact: Artifact, options: EngineOptions) -> Engine:
-    """Build an engine; None takes the best kind that this machine can run.
+def create_engine(
+    kind: str | None,
+    artifact: Artifact,
+    options: EngineOptions,
+    *,
+    cache: EngineCache | None = None,
+    allow_build: bool = True,
+    progress: BuildProgress | None = None,
+) -> Engine:
+    """Make an engine; None takes the best kind that this machine can run.
 
-    Raises EngineError for an unknown kind, MissingPackage where its package is not installed.
+    What the kind builds ahead of time comes out of `cache` (None: that of the user), and is built on first
+    use; with `options.cache` neither is done. Raises EngineError for an unknown kind, MissingPackage where
+    its package is not installed, CacheError where it would have to be built and `allow_build` is False.
     """
-    check_engine_kind(kind)
     kind = kind or best_engine_kind()
+    factory = _load(kind, _entry(kind).module, _entry(kind).factory)
+    builder = None if options.cache is not None else engine_builder(kind, artifact, options)
+    if builder is None:
+        alone: Engine = factory(artifact, options)
+        return alone
+    label = engine_label(artifact)
+    cache = cache or EngineCache()
+    built = get_engine(builder, cache, label=label, allow_build=allow_build, progress=progress)
+    try:
+        engine: Engine = factory(artifact, replace(options, cache=built.folder))
+    except BaseException:
+        built.close()
+        raise
+    weakref.finalize(engine, built.close)  # some load their files when they are first needed
+    return engine
+
+
+def engine_builder(kind: str, artifact: Artifact, options: EngineOptions) -> EngineBuilder | None:
+    """What builds engines of a kind ahead of time; None for a kind that has nothing to build.
+
+    Raises EngineError for an unknown kind or for options that it cannot build for, MissingPackage where its
+    package is not installed.
+    """
+    entry = _entry(kind)
+    if entry.builder is None:
+        return None
+    module, _, name = entry.builder.partition(":")
+    builder: EngineBuilder = _load(kind, module, name)(artifact, options)
+    return builder
+
+
+def engine_label(artifact: Artifact) -> str:
+    """What the engines of an artifact are called in lists: the name of the checkpoint."""
+    return Path(artifact.manifest.source).name or artifact.folder.name
+
+
+def _entry(kind: str) -> _Kind:
+    check_engine_kind(kind)
+    return _KINDS[kind]
+
+
+def _load(kind: str, module: str, name: str) -> Any:
+    """A class of a kind. Raises MissingPackage where its package is not installed."""
     entry = _KINDS[kind]
     if not _installed(entry):
         raise MissingPackage(entry.package, entry.extra, f"the engine {kind}")
-    factory = getattr(importlib.import_module(entry.module), entry.factory)
-    engine: Engine = factory(artifact, options)
-    return engine
+    return getattr(importlib.import_module(module), name)
 
 
 def _installed(entry: _Kind) -> bool:

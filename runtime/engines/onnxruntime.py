@@ -7,6 +7,7 @@ server gets views of those buffers. Nothing is copied.
 from __future__ import annotations
 
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,10 +47,9 @@ class OnnxRuntimeEngine:
         self._threads = options.threads or physical_cores()
         _share_one_arena()
         self._pieces = cut(artifact.batchful_graph())
-        self._sessions = []
+        self._sessions: list[ort.InferenceSession] = []
         self._kept: list[_Array] = []
-        for piece in self._pieces:
-            session, kept = _session(piece, artifact, self._threads)
+        for session, kept in _all_sessions(self._pieces, artifact, self._threads):
             self._sessions.append(session)
             self._kept += kept
         self._buffers = _Buffers(self._pieces, options.max_tokens, manifest.vocab_size)
@@ -169,6 +169,23 @@ class _Buffers:
             residuals=[arrays[name] for name in self._wires.residuals],
             bindings=bindings,
         )
+
+
+def _all_sessions(
+    pieces: list[Piece], artifact: Artifact, threads: int
+) -> list[tuple[ort.InferenceSession, list[_Array]]]:
+    """A session for each piece, `threads` of them made at a time.
+
+    ONNX Runtime packs the weights of a session on one thread, and packs them also where it has them packed
+    on disk: to do it side by side is the one way to start sooner (benchmarks/start_up.py).
+    """
+    first = _session(pieces[0], artifact, threads)  # alone: it makes the pool of the process, if any
+    with ThreadPoolExecutor(threads, thread_name_prefix="cleave-load") as pool:
+        try:
+            return [first, *pool.map(lambda piece: _session(piece, artifact, threads), pieces[1:])]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _session(piece: Piece, artifact: Artifact, threads: int) -> tuple[ort.InferenceSession, list[_Array]]:

@@ -65,7 +65,7 @@ class Compiler:
         It is for inputs of exactly `rows` rows; None: of any number from two on. `name` tells the programs
         of a model apart in the folder. `keep` is a folder that the function is written to.
         """
-        file = f"{name}-{'any' if rows is None else rows}.bin"
+        file = file_name(name, rows)
         if self._folder is not None and (found := _load(self._folder / file)) is not None:
             return found
         mode = FakeTensorMode(shape_env=ShapeEnv())
@@ -116,6 +116,11 @@ class _Annotate(fx.Interpreter):
         result = super().run_node(n)
         n.meta["example_value"] = result
         return result
+
+
+def file_name(name: str, rows: int | None) -> str:
+    """Where the function of a program for a number of rows is kept."""
+    return f"{name}-{'any' if rows is None else rows}.bin"
 
 
 def _any_number(mode: FakeTensorMode, name: str) -> Any:

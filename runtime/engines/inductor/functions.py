@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,12 +54,25 @@ class Functions:
             self._compiled[role, rows] = function
         return function
 
-    def compile_all(self, folder: Path) -> None:
-        """Compile every function and keep it in `folder`, an empty one."""
+    @property
+    def sources(self) -> dict[str, str]:
+        """What is compiled, as text: the code of each program."""
+        return {role: str(program.module.code) for role, program in self._programs.items()}
+
+    @property
+    def planned(self) -> list[tuple[str, int | None]]:
+        """What `compile_all` compiles: a program, and the rows it is for; None: any number from two on."""
+        roles = [self._role(index) for index in sorted({0, 1, self._last})]
+        return [(role, rows) for role in roles for rows in (None, *self._small)]
+
+    def compile_all(self, folder: Path, done: Callable[[str, int | None], None] | None = None) -> None:
+        """Compile every function and keep it in `folder`, an empty one; `done` is told of each."""
         for index in sorted({0, 1, self._last}):
             role = self._role(index)
             for rows in (None, *self._small):
                 self._compiler.compile(self._programs[role], role, rows, *self._examples(index), keep=folder)
+                if done is not None:
+                    done(role, rows)
 
     def weights(self, index: int) -> list[tuple[str, ...]]:
         """For each weight that piece `index` takes, the tensors that are one below the other in it."""

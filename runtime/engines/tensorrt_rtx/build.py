@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from cleave.errors import EngineError, reason
-from cleave.export.artifact import Artifact
-from cleave.export.pieces import Piece, cut
+from cleave.export.pieces import Piece
+from cleave.runtime.engines.builder import BuildProgress
 from cleave.runtime.engines.tensorrt_rtx import architecture
 from cleave.runtime.engines.tensorrt_rtx.library import load, make_logger
-from cleave.runtime.engines.tensorrt_rtx.monitor import STEPS, Progress, make_monitor
+from cleave.runtime.engines.tensorrt_rtx.monitor import STEPS, make_monitor
 from cleave.runtime.engines.tensorrt_rtx.network import Network
 from cleave.runtime.engines.tensorrt_rtx.plan import EngineDescription, PieceDescription, TensorDescription
 from cleave.runtime.engines.tensorrt_rtx.profiles import Profiles
@@ -35,50 +34,28 @@ def distinct(pieces: Sequence[Piece]) -> dict[str, Piece]:
     return {"first": pieces[0], **middle, "last": pieces[-1]}
 
 
-def key_fields(artifact: Artifact, request: BuildRequest) -> dict[str, Any]:
-    """The fields of the engine cache's key.
-
-    Weights are no part of the plans, and the middle plan serves any number of layers: the same plans serve
-    every checkpoint of one shape.
-    """
-    digest = hashlib.sha256()
-    for name, piece in distinct(cut(artifact.batchful_graph())).items():
-        digest.update(name.encode() + piece.model.SerializeToString(deterministic=True))
-    return {
-        "kind": "tensorrt_rtx",
-        "kind_version": str(load().__version__),
-        "graph": digest.hexdigest(),
-        "device": request.compute_capabilities,
-        "dtype": artifact.manifest.dtype,
-        "profile": str(request.profiles),
-        "flags": ("strongly typed", "no tf32", "user allocation"),
-    }
-
-
 def build(
-    artifact: Artifact, request: BuildRequest, folder: Path, *, progress: Progress | None = None
+    pieces: Sequence[Piece], request: BuildRequest, folder: Path, *, progress: BuildProgress | None = None
 ) -> EngineDescription:
-    """Build the plans of an artifact into an empty folder.
+    """Build the plans of what `cut` gives into an empty folder.
 
     Weights are inputs of the plans, not part of them. Raises EngineError where the parser or the
     builder refuses a piece, and whatever is raised by `progress` or by Ctrl-C, after which the files of
     this build are gone.
     """
     trt = load()
-    capabilities = architecture.parse(request.compute_capabilities, trt)
-    architecture.check_dtype(capabilities, artifact.manifest.dtype)
     logger = make_logger(trt)
     written: list[Path] = []
     try:
-        pieces = []
-        for name, piece in distinct(cut(artifact.batchful_graph())).items():
-            plan, description = build_piece(
-                trt, logger, name, piece, capabilities, request.profiles, progress=progress
-            )
+        described = []
+        for name, piece in distinct(pieces).items():
+            plan, description = build_piece(trt, logger, name, piece, request, progress=progress)
             written.append(folder / description.file)
             written[-1].write_bytes(plan)
-            pieces.append(description)
-        engine = EngineDescription(str(trt.__version__), capabilities, request.profiles, tuple(pieces))
+            described.append(description)
+        engine = EngineDescription(
+            str(trt.__version__), request.compute_capabilities, request.profiles, tuple(described)
+        )
         engine.write(folder)
     except BaseException:
         for path in written:
@@ -92,10 +69,9 @@ def build_piece(
     logger: Any,
     name: str,
     piece: Piece,
-    capabilities: Sequence[str],
-    profiles: Profiles,
+    request: BuildRequest,
     *,
-    progress: Progress | None = None,
+    progress: BuildProgress | None = None,
 ) -> tuple[memoryview, PieceDescription]:
     """The plan of one piece, and what it is."""
     began = time.perf_counter()
@@ -106,10 +82,11 @@ def build_piece(
     # A plan that allocates while it runs could not be captured in a CUDA graph.
     config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     known = architecture.supported(trt)
+    capabilities = request.compute_capabilities
     config.num_compute_capabilities = len(capabilities)
     for index, capability in enumerate(capabilities):
         config.set_compute_capability(known[capability], index)
-    _add_profiles(network, config, piece, profiles)
+    _add_profiles(network, config, piece, request.profiles)
     monitor = make_monitor(trt, name, progress)
     config.progress_monitor = monitor
     plan = network.builder.build_serialized_network(network.definition, config)

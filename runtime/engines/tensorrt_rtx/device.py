@@ -20,8 +20,8 @@ def check_device(name: str | None) -> torch.device:
         raise EngineError(f"the engine tensorrt_rtx runs on NVIDIA RTX cards, and not on {name!r}")
     if not torch.cuda.is_available():
         raise EngineError(
-            f"torch {torch.__version__} sees no NVIDIA GPU; the engine tensorrt_rtx can be built here "
-            "(`cleave build`) but not run: take engine onnxruntime"
+            f"torch {torch.__version__} sees no NVIDIA GPU, which the engine tensorrt_rtx runs on; "
+            "take engine onnxruntime here, or build for another machine with --compute_capability 8.9"
         )
     index = torch.cuda.current_device() if device.index is None else device.index
     if index >= torch.cuda.device_count():

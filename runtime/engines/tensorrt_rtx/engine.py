@@ -26,22 +26,15 @@ from cleave.runtime.engines.inductor.inputs import StepInputs, check_rows
 from cleave.runtime.engines.inductor.weights import DeviceWeights
 from cleave.runtime.engines.tensorrt_rtx import architecture, library
 from cleave.runtime.engines.tensorrt_rtx.buffers import Buffers
-from cleave.runtime.engines.tensorrt_rtx.build import BuildRequest, build, distinct
+from cleave.runtime.engines.tensorrt_rtx.build import distinct
+from cleave.runtime.engines.tensorrt_rtx.builder import TensorRtRtxBuilder
 from cleave.runtime.engines.tensorrt_rtx.device import check_device, compute_capability
 from cleave.runtime.engines.tensorrt_rtx.execution import Plan
 from cleave.runtime.engines.tensorrt_rtx.plan import EngineDescription
-from cleave.runtime.engines.tensorrt_rtx.profiles import Profiles
 
 _log = logging.getLogger("cleave")
 Tensor = torch.Tensor
 _Array = npt.NDArray[Any]
-
-
-def request_for(options: EngineOptions, capabilities: tuple[str, ...]) -> BuildRequest:
-    """What the plans of an engine with these options are built for."""
-    return BuildRequest(
-        capabilities, Profiles(min(options.max_sequences, options.max_tokens), options.max_tokens)
-    )
 
 
 class TensorRtRtxEngine:
@@ -52,16 +45,6 @@ class TensorRtRtxEngine:
     """
 
     kind = "tensorrt_rtx"
-
-    @staticmethod
-    def build(artifact: Artifact, options: EngineOptions, folder: Path) -> None:
-        """Build plans for this machine's GPU into `folder`, which later `EngineOptions.cache` names.
-
-        For other GPUs, and on machines without one: `cleave.runtime.engines.tensorrt_rtx.build`. Raises
-        EngineError for a GPU or graph that TensorRT for RTX does not take.
-        """
-        capability = compute_capability(check_device(options.device))
-        build(artifact, request_for(options, (capability,)), folder)
 
     def __init__(self, artifact: Artifact, options: EngineOptions) -> None:
         """Load plans and weights; without `options.cache` the plans are built first.
@@ -104,10 +87,10 @@ class TensorRtRtxEngine:
             | {name: self._weights.get((tensor,)).data_ptr() for name, tensor in piece.weights.items()}
             for index, piece in enumerate(pieces)
         ]
-        self._inputs = StepInputs(options.max_tokens, self._device)
+        self._inputs = StepInputs(described.profiles.max_tokens, self._device)
         self._capturable: dict[int, bool] = {}
         self._graphs = DecodeGraphs(self._profiles.buckets, self._device)
-        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        self._stream = _new_stream(self._device)
         self._host_logits = torch.empty(0, manifest.vocab_size)
 
     @property
@@ -179,7 +162,7 @@ class TensorRtRtxEngine:
             yield options.cache
             return
         with tempfile.TemporaryDirectory(prefix="cleave-engine-") as folder:
-            self.build(artifact, options, Path(folder))
+            TensorRtRtxBuilder(artifact, options).build(Path(folder), None)
             yield Path(folder)
 
     @contextlib.contextmanager
@@ -226,7 +209,7 @@ class TensorRtRtxEngine:
         most = self._profiles.max_sequences
         if len(logit_rows) <= most:
             return self._logits(number, tokens, logit_rows)
-        parts = [self._logits(number, tokens, part).clone() for part in logit_rows.split(most)]
+        parts = [self._logits(number, tokens, part).clone() for part in torch.split(logit_rows, most)]
         return torch.cat(parts)
 
     def _logits(self, number: int, tokens: int, logit_rows: Tensor) -> Tensor:
@@ -248,6 +231,11 @@ class TensorRtRtxEngine:
     def _handle(self) -> int:
         """The stream under way, as TensorRT takes it: the engine's own, or that of a capture."""
         return 0 if self._stream is None else int(torch.cuda.current_stream(self._device).cuda_stream)
+
+
+def _new_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """A stream of the engine's own; None on the host, which has none."""
+    return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
 
 class _NoAttention:
@@ -275,6 +263,6 @@ def _check_fits(described: EngineDescription, options: EngineOptions, capability
     if options.max_tokens > profiles.max_tokens:
         raise EngineError(
             f"this engine was built for steps of up to {profiles.max_tokens} tokens, and "
-            f"{options.max_tokens} are asked for; build it with --max_tokens {options.max_tokens}, or lower "
-            f"max_tokens_per_step to {profiles.max_tokens}"
+            f"{options.max_tokens} are asked for; build it with --max_tokens_per_step "
+            f"{options.max_tokens}, or lower max_tokens_per_step to {profiles.max_tokens}"
         )

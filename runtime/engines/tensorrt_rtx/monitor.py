@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-Progress = Callable[[str, int, int], None]
-"""Called with the name of a piece, the steps done and the steps in all."""
+from cleave.runtime.engines.builder import BuildProgress
+
 STEPS = 1000
 
 
@@ -62,7 +62,7 @@ class Phases:
         return self._reached
 
 
-def make_monitor(trt: Any, piece: str, progress: Progress | None) -> Any:
+def make_monitor(trt: Any, piece: str, progress: BuildProgress | None) -> Any:
     """An IProgressMonitor that reports, and that ends the build once anything was raised in it.
 
     The library cannot pass an exception on: its attribute `raised` has it after the build.

@@ -16,7 +16,7 @@ from cleave.runtime.engines.tensorrt_rtx.profiles import Profiles
 
 DESCRIPTION = "engine.json"
 _FORMAT = 1
-_TYPES = {
+_TYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT: "FLOAT",
     onnx.TensorProto.FLOAT16: "HALF",
     onnx.TensorProto.BFLOAT16: "BF16",

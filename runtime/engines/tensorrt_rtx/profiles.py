@@ -91,7 +91,11 @@ class Profiles:
     def check(self, tokens: int) -> None:
         """Raises EngineError for a step that fits no profile: says which there are, and what would fit."""
         if not 1 <= tokens <= self.max_tokens:
-            remedy = "a step has at least one" if tokens < 1 else f"build with --max_tokens {tokens} or more"
+            remedy = (
+                "a step has at least one"
+                if tokens < 1
+                else f"build with --max_tokens_per_step {tokens} or more"
+            )
             raise EngineError(
                 f"a step of {tokens} tokens fits no profile of this engine, which has {self}; {remedy}"
             )

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
+from command import process
+from rich.console import Console
 
 from cleave.errors import EngineError, MissingPackage
 from cleave.export.artifact import Artifact
 from cleave.export.exporter import ExportRequest, export
 from cleave.export.pieces import cut
+from cleave.runtime.engine_cache.cache import EngineCache
+from cleave.runtime.engine_cache.key import EngineKey
+from cleave.runtime.engines.builder import BuildProgress, get_engine
+from cleave.runtime.engines.engine import EngineOptions
 from cleave.runtime.engines.tensorrt_rtx import architecture, library
-from cleave.runtime.engines.tensorrt_rtx.build import BuildRequest, build, build_piece, distinct, key_fields
+from cleave.runtime.engines.tensorrt_rtx.build import BuildRequest, build_piece, distinct
+from cleave.runtime.engines.tensorrt_rtx.build import build as build_pieces
+from cleave.runtime.engines.tensorrt_rtx.builder import TensorRtRtxBuilder
 from cleave.runtime.engines.tensorrt_rtx.monitor import STEPS
 from cleave.runtime.engines.tensorrt_rtx.network import Network
 from cleave.runtime.engines.tensorrt_rtx.plan import DESCRIPTION, EngineDescription
@@ -28,6 +38,19 @@ THREE = ("8.6", "8.9", "12.0")
 SMALL = Profiles(max_sequences=1, max_tokens=16)
 DTYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
 FAMILIES = ("gqa", "tied", "attention_bias", "mlp_bias", "mistral_window", "qwen2", "qwen3", "one_layer")
+
+
+def build(
+    opened: Artifact, request: BuildRequest, folder: Path, progress: BuildProgress | None = None
+) -> EngineDescription:
+    return build_pieces(cut(opened.batchful_graph()), request, folder, progress=progress)
+
+
+def one(opened: Artifact, name: str, *capabilities: str) -> memoryview:
+    """The plan of one piece."""
+    piece = distinct(cut(opened.batchful_graph()))[name]
+    request = BuildRequest(capabilities, SMALL)
+    return build_piece(trt, library.make_logger(trt), name, piece, request)[0]
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +111,10 @@ def test_every_architecture_that_there_is_can_be_built_for(
     dtype: str, narrow: Callable[[str], Artifact]
 ) -> None:
     """And what `check_dtype` refuses is what the builder cannot do."""
-    piece = cut(narrow(dtype).batchful_graph())[0]
     refused = set()
     for capability in architecture.supported(trt):
         try:
-            plan, _ = build_piece(trt, library.make_logger(trt), "first", piece, (capability,), SMALL)
-            assert plan.nbytes > 10_000
+            assert one(narrow(dtype), "first", capability).nbytes > 10_000
         except EngineError:
             refused.add(capability)
     assert refused == ({"7.5"} if dtype != "float16" else set())
@@ -118,24 +139,59 @@ def test_no_weight_is_in_a_plan(artifact: Callable[[str], Path], tmp_path: Path)
 # What goes into the cache's key.
 
 
+def builder(opened: Artifact, capabilities: str = "8.6,8.9", **changes: int) -> TensorRtRtxBuilder:
+    sizes = {"max_tokens": 16, "max_sequences": 1} | changes
+    return TensorRtRtxBuilder(opened, EngineOptions(compute_capability=capabilities, **sizes))
+
+
 def test_the_key_is_that_of_the_pieces_and_not_of_the_depth(artifact: Callable[[str], Path]) -> None:
-    request = BuildRequest(THREE, SMALL)
-    three, two, other = (Artifact.open(artifact(name)) for name in ("gqa", "two_layers", "mha"))
-    assert key_fields(three, request) == key_fields(two, request)
-    assert key_fields(three, request)["graph"] != key_fields(other, request)["graph"]
+    three, two, other = (builder(Artifact.open(artifact(name))).key for name in ("gqa", "two_layers", "mha"))
+    assert three == two
+    assert three.differing(other) == ("graph",)
 
 
 @pytest.mark.parametrize(
-    ("field", "request_"),
+    ("changes", "words"),
     [
-        ("device", BuildRequest(("8.6", "8.9"), SMALL)),
-        ("profile", BuildRequest(THREE, Profiles(4, 16))),
-        ("profile", BuildRequest(THREE, Profiles(1, 32))),
+        ({"capabilities": "8.6"}, "device [8.6, 8.9] -> [8.6]"),
+        ({"max_tokens": 32}, "max tokens 16 -> 32"),
+        ({"max_sequences": 4}, "max sequences 1 -> 4"),
     ],
 )
-def test_what_a_request_changes_is_one_field(opened: Artifact, field: str, request_: BuildRequest) -> None:
-    before, after = key_fields(opened, BuildRequest(THREE, SMALL)), key_fields(opened, request_)
-    assert [name for name in before if before[name] != after[name]] == [field]
+def test_what_changes_is_told_as_one_field(opened: Artifact, changes: dict[str, Any], words: str) -> None:
+    assert builder(opened, **changes).key.differences(builder(opened).key) == words
+
+
+def test_plans_for_more_gpus_or_larger_steps_serve_too(opened: Artifact) -> None:
+    wanted = builder(opened, "8.9", max_tokens=32, max_sequences=2)
+    for serves, other in (
+        (True, builder(opened, "8.9", max_tokens=32, max_sequences=2)),
+        (True, builder(opened, "8.9,12.0", max_tokens=32, max_sequences=2)),
+        (True, builder(opened, "8.9", max_tokens=64, max_sequences=4)),
+        (False, builder(opened, "12.0", max_tokens=32, max_sequences=2)),
+        (False, builder(opened, "8.9", max_tokens=16, max_sequences=2)),
+        (False, builder(opened, "8.9", max_tokens=32, max_sequences=1)),
+    ):
+        assert wanted.serves(other.key) is serves
+    assert not wanted.serves(EngineKey({**wanted.key.fields, "kind_version": "1.0"}))
+
+
+def test_nothing_is_built_a_second_time(opened: Artifact, tmp_path: Path) -> None:
+    cache = EngineCache(tmp_path / "cache")
+    with get_engine(builder(opened), cache, label="tiny") as first:
+        before = {path: path.stat().st_mtime_ns for path in first.files.values()}
+        assert first.was_built
+        assert set(first.files) == {DESCRIPTION, "first.plan", "middle.plan", "last.plan"}
+    for again in (builder(opened), builder(opened, "8.9")):
+        with get_engine(again, cache, label="tiny", allow_build=False) as found:
+            assert not found.was_built
+            assert {path: path.stat().st_mtime_ns for path in found.files.values()} == before
+    assert cache.why(builder(opened, "12.0").key) == "device [8.6, 8.9] -> [12.0]"
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(builder(opened).table(found.folder))
+    text = console.export_text()
+    for words in ("8.6, 8.9", "first", "middle", "last", "decode 1; prefill 1 to 16", "bytes", "seconds"):
+        assert words in text
 
 
 # Progress, and its end.
@@ -198,10 +254,33 @@ def test_architectures_are_sorted_and_each_there_once() -> None:
     assert architecture.parse(["8.9"], trt) == ("8.9",)
 
 
-def test_nothing_is_written_for_an_architecture_that_cannot_be(opened: Artifact, tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"9\.0"):
-        build(opened, BuildRequest(("8.6", "9.0"), SMALL), tmp_path)
-    assert not list(tmp_path.iterdir())
+def test_a_builder_refuses_before_anything_is_built(
+    opened: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "make_logger", None)
+    for capabilities, words in (("8.6,9.0", r"9\.0"), ("7.5", "--dtype float16")):
+        with pytest.raises(EngineError, match=words):
+            builder(opened, capabilities)
+
+
+def test_without_a_gpu_its_compute_capability_has_to_be_given(opened: Artifact) -> None:
+    with pytest.raises(EngineError, match=r"sees no NVIDIA GPU.* --compute_capability 8\.9"):
+        TensorRtRtxBuilder(opened, EngineOptions(max_tokens=16))
+
+
+def test_cleave_build_prints_the_table_and_says_cached_the_second_time(
+    artifact: Callable[[str], Path], tmp_path: Path
+) -> None:
+    line = [*("-m", "cleave", "build", artifact("one_layer"), "--engine", "tensorrt_rtx")]
+    line += ["--compute_capability", "8.6,8.9,12.0", "--max_tokens_per_step", 16, "--max_sequences", 1]
+    environment = {"CLEAVE_CACHE": str(tmp_path / "cache"), "COLUMNS": "120"}
+    first, second = (process(line, **environment) for _ in range(2))
+    assert first.code == second.code == 0, first.err
+    for words in ("8.6, 8.9, 12.0", "first", "last", "decode 1; prefill 1 to 16", "built in"):
+        assert words in first.out
+    assert "cached" in second.out
+    refused = process([*line[:6], "--compute_capability", "9.0"], **environment)
+    refused.refused("9.0", "inductor", "8.6")
 
 
 def changed(model: onnx.ModelProto, layer: int, **fields: str) -> onnx.ModelProto:
@@ -253,9 +332,8 @@ def test_a_node_whose_shapes_do_not_fit_is_named(opened: Artifact) -> None:
 
 
 def test_what_the_builder_refuses_is_told_with_its_reason(opened: Artifact) -> None:
-    piece = cut(opened.batchful_graph())[0]
     with pytest.raises(EngineError, match=r"cannot build the first piece for 7\.5: .*Turing") as error:
-        build_piece(trt, library.make_logger(trt), "first", piece, ("7.5",), SMALL)
+        one(opened, "first", "7.5")
     assert len(str(error.value).splitlines()) == 1
 
 

@@ -24,8 +24,10 @@ from cleave.export.exporter import ExportRequest, export
 from cleave.kvcache.server import AttentionServer
 from cleave.kvcache.step import Chunk
 from cleave.runtime.engines.engine import EngineOptions, create_engine
+from cleave.runtime.engines.tensorrt_rtx import builder as builder_module
+from cleave.runtime.engines.tensorrt_rtx import device, library
 from cleave.runtime.engines.tensorrt_rtx import engine as engine_module
-from cleave.runtime.engines.tensorrt_rtx import library
+from cleave.runtime.engines.tensorrt_rtx.builder import TensorRtRtxBuilder
 from cleave.runtime.engines.tensorrt_rtx.engine import TensorRtRtxEngine
 from cleave.runtime.engines.tensorrt_rtx.plan import DESCRIPTION, EngineDescription
 from cleave.runtime.engines.tensorrt_rtx.profiles import Profiles
@@ -176,10 +178,14 @@ def test_tokens_are_those_of_the_onnxruntime_engine(
     params = SamplingParams(max_tokens=16, ignore_eos=True)
     limits = {"max_tokens_per_step": 64, "max_sequences": 4}
 
-    def build(artifact: Artifact, options: EngineOptions, folder: Path) -> None:
-        write_plans(artifact, Profiles(options.max_sequences, options.max_tokens), folder)
+    def build(self: TensorRtRtxBuilder, folder: Path, progress: object) -> None:
+        write_plans(demo, Profiles(4, 64), folder)
 
-    monkeypatch.setattr(TensorRtRtxEngine, "build", staticmethod(build))
+    monkeypatch.setattr(TensorRtRtxBuilder, "build", build)
+    monkeypatch.setattr(device, "check_device", lambda name: torch.device("cpu"))
+    monkeypatch.setattr(device, "compute_capability", lambda device: "8.9")
+    monkeypatch.setattr(builder_module, "load", lambda: fake)
+    monkeypatch.setenv("CLEAVE_CACHE", str(tmp_path))
     answers = []
     for kind in ("onnxruntime", "tensorrt_rtx"):
         with LLM(demo.folder, kind, verify=False, max_model_len=128, **limits) as llm:

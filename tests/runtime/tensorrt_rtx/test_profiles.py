@@ -54,7 +54,7 @@ def test_sizes_that_cannot_be_are_refused(decode: int, tokens: int) -> None:
 @pytest.mark.parametrize(
     ("tokens", "words"),
     [
-        (600, "a step of 600 tokens .* decode 1, 2; prefill 1 to 512; build with --max_tokens 600"),
+        (600, "a step of 600 tokens .* decode 1, 2; prefill 1 to 512; build with --max_tokens_per_step 600"),
         (0, "a step of 0 tokens .* at least one"),
     ],
 )
