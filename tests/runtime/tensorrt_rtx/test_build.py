@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import re
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,35 @@ def test_what_is_raised_in_a_build_ends_it_and_leaves_nothing(
         build(opened, BuildRequest(("8.6",), SMALL), tmp_path, progress=progress)
     assert len(calls) == 1
     assert not list(tmp_path.iterdir())
+
+
+INTERRUPTED = """
+    import os, signal, sys
+    from cleave.__main__ import main
+    from cleave.runtime.engines.tensorrt_rtx import monitor
+
+    step = monitor.Phases.step
+    def once(self, name, number):
+        if not seen:
+            seen.append(name)
+            os.kill(os.getpid(), signal.SIGINT)
+        step(self, name, number)
+    seen = []
+    monitor.Phases.step = once
+    main()
+"""
+
+
+def test_ctrl_c_in_the_middle_of_a_build_leaves_nothing_in_the_cache(
+    artifact: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The signal arrives while TensorRT builds, which knows nothing of it."""
+    line = ["-c", textwrap.dedent(INTERRUPTED), "build", artifact("one_layer"), "--engine", "tensorrt_rtx"]
+    line += ["--compute_capability", "8.9", "--max_tokens_per_step", 16, "--max_sequences", 1]
+    ended = process(line, CLEAVE_CACHE=str(tmp_path))
+    assert ended.code == 130
+    assert "Traceback" not in ended.err
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
 # Refusals.
