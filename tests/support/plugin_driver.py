@@ -66,7 +66,7 @@ class Driver:
         return self.creator.create_plugin(f"layer_{layer}", self.fields(layer=layer, **values), phase)
 
     def deserialised(self, plugin: Any) -> Any:
-        """The plugin of an engine that was built with `plugin`: its fields are all that is left of that one."""
+        """The plugin of an engine that was built with `plugin`, of which only the fields are left."""
         held = {field.name: np.array(field.data) for field in plugin.get_fields_to_serialize()}
         return self.creator.create_plugin("", self.fields(**held), self.trt.TensorRTPhase.RUNTIME)
 
