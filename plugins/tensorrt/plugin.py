@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from cleave.plugins.schema import DOMAIN, OPERATOR, VERSION
-from cleave.plugins.tensorrt.fields import PluginFields
 from cleave.plugins.tensorrt.host import current
 from cleave.plugins.tensorrt.operator import Operator
 
@@ -33,10 +32,11 @@ def plugin_class(trt: Any) -> MakePlugin:
             self.plugin_namespace = DOMAIN
             self.num_outputs = 1
             self.operator = operator
-            # TensorRT keeps addresses into the arrays of fields, so they live as long as the plugin.
-            self._arrays = {
-                name: np.array([value], np.int32) for name, value in operator.fields.values().items()
-            }
+            # TensorRT reads fields by address, later than it asks for them: all of it lives with the plugin,
+            # and nothing has to be converted where no function of the bindings is under way.
+            arrays = {name: np.array([value], np.int32) for name, value in operator.fields.values().items()}
+            self._fields = arrays, _collection(trt, arrays)
+            self._held = trt.PluginFieldCollection_(self._fields[1])
 
         # IPluginV3
 
@@ -82,7 +82,7 @@ def plugin_class(trt: Any) -> MakePlugin:
             return self.clone()
 
         def get_fields_to_serialize(self) -> Any:
-            return _collection(trt, self._arrays)
+            return self._held
 
         def enqueue(
             self, input_desc: Any, output_desc: Any, inputs: Any, outputs: Any, workspace: int, stream: int
@@ -116,6 +116,3 @@ def field_names(trt: Any, names: tuple[str, ...]) -> Any:
 def _collection(trt: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
     kind = trt.PluginFieldType.INT32
     return trt.PluginFieldCollection([trt.PluginField(name, data, kind) for name, data in arrays.items()])
-
-
-__all__ = ["PluginFields", "field_names", "plugin_class"]

@@ -55,6 +55,7 @@ MANY_CLIENTS = """
         requests[9]["data"] = 1.5
         requests[10]["data"] = "San Fran"
         requests[11]["params"] = [1]
+        requests[12] = {"data": prompts[12]}
         threads = [threading.Thread(target=pipe, args=(request,)) for request in requests]
         for thread in threads:
             thread.start()
@@ -68,7 +69,8 @@ MANY_CLIENTS = """
         for i, prompt in enumerate(prompts):
             if i not in (5, 6, 7, 8, 9, 11):
                 given = "San Fran" if i == 10 else prompt
-                (answer,) = generate(given, SamplingParams(max_tokens=4 + i % 7))
+                most = None if i == 12 else 4 + i % 7
+                (answer,) = generate(given, SamplingParams(max_tokens=most))
                 alone[i] = (list(answer.token_ids), answer.text, answer.finish_reason, "")
         print()
         print(json.dumps({"found": found, "alone": alone, "sizes": sizes}))

@@ -61,6 +61,10 @@ class PluginFieldCollection(list):  # type: ignore[type-arg]
     pass
 
 
+class PluginFieldCollection_(list):  # type: ignore[type-arg]  # noqa: N801
+    pass
+
+
 class DimsExprs(list):  # type: ignore[type-arg]
     def __init__(self, dims: int | Iterable[Any]) -> None:
         super().__init__([None] * dims if isinstance(dims, int) else dims)
