@@ -59,9 +59,9 @@ def _request(io: Any) -> tuple[Prompt, SamplingParams]:
             prompt = [int(token) for token in data]  # type: ignore[union-attr]
         except (TypeError, ValueError):
             raise RequestError("data is neither text nor a list of token ids") from None
-    given = io.get("params")  # its `get` takes no default
-    if given is None:
-        given = {}
+    given: Any = {}
+    if "params" in io:  # its `get` has no default
+        given = io["params"]
     if not isinstance(given, Mapping):
         raise RequestError("params is not a dict of fields of SamplingParams")
     fields = {str(name): _plain(value) for name, value in given.items()}
