@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.utils.dlpack
 
 from cleave.errors import AttentionError, MissingPackage
 from cleave.plugins.torch_operator import Server
@@ -78,5 +79,5 @@ def _tensor(array: Any) -> torch.Tensor:
 
 def _seen(tensor: Any) -> Any:
     """The same memory, as attention backends take it."""
-    seen = torch.from_dlpack(tensor)
+    seen = torch.utils.dlpack.from_dlpack(tensor)
     return seen.numpy() if seen.device.type == "cpu" else seen
