@@ -70,17 +70,16 @@ def attend(
 
     Blocks are read whole where MASKED is False; CAUSAL and WINDOW hide keys from rows by their position.
     """
-    for first in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
-        n = first + tl.arange(0, BLOCK_N)
-        dims = d[None, :] < D
-        if MASKED:
-            stored = n < end
-            page = tl.load(pages + n // PAGE, mask=stored, other=0)
-            dims = dims & stored[:, None]
-        else:
-            page = tl.load(pages + n // PAGE)
+    # The page of a key is asked for one block ahead, so that nothing waits for it to ask for the key.
+    n = begin + tl.arange(0, BLOCK_N)
+    page = tl.load(pages + n // PAGE, mask=n < end, other=0)
+    for _ in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
         place = ((page.to(tl.int64) * KV_HEADS + kv_head) * PAGE + n % PAGE) * D
         at = place[:, None] + d[None, :]
+        stored = n < end
+        dims = stored[:, None] & (d < D)[None, :]
+        next_n = n + BLOCK_N
+        page = tl.load(pages + next_n // PAGE, mask=next_n < end, other=0)
         if MASKED or d.shape[0] != D:
             k = tl.load(keys + at, mask=dims, other=0.0)
             v = tl.load(values + at, mask=dims, other=0.0)
@@ -100,6 +99,7 @@ def attend(
         total = total * shrink + tl.sum(p, 1)
         acc = product(p.to(v.dtype), v, acc * shrink[:, None], WIDEN)
         top = higher
+        n = next_n
     return top, total, acc
 
 
