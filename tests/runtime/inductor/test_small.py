@@ -16,7 +16,8 @@ from cleave.runtime.engines.inductor.program import Program
 from cleave.runtime.engines.inductor.small import SMALL_LINEAR, SMALL_NORM, Blocks, small_linear, small_norm
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DTYPES = (torch.float16, torch.bfloat16)
+DTYPES = (torch.float16, torch.bfloat16) if DEVICE == "cuda" else (torch.float16,)
+"""Triton's interpreter takes bfloat16 for whole numbers."""
 EPSILON = 1e-5
 
 
