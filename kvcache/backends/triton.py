@@ -12,7 +12,7 @@ import numpy as np
 
 from cleave.errors import AttentionError, MissingPackage
 from cleave.kvcache.backend import CacheShape
-from cleave.kvcache.backends.triton_tuning import Tuning, tune
+from cleave.kvcache.backends.triton_tuning import Tuning, power_of_two, tune
 from cleave.kvcache.backends.triton_work import ITEM, TILE, Int32, Kind
 from cleave.kvcache.rope import rope_tables
 from cleave.kvcache.spec import AttentionSpec, RopeSpec
@@ -190,20 +190,23 @@ class TritonBackend:
         cache = (own.keys, own.values, own.cos, own.sin)
         spare = len(q) if step.is_decode else 0
         if programs.items:
-            grid = (kv_heads, programs.extra + spare if step.is_decode else programs.items)
+            grid = (kv_heads, spare + programs.extra if step.is_decode else programs.items)
             decode_kernel[grid](
                 q, k, v, out, q.stride(0), k.stride(0), v.stride(0), spare, *cache,
-                self._items[own.kind], self._counts, self._item_counts[own.kind], self._pages,
+                self._items[own.kind], self._tokens, self._item_counts[own.kind], self._pages,
                 self._sums, self._arrived, **own.decode,
             )  # fmt: skip
         if programs.tiles:
             blocks = -(-step.rows // own.tuning.append.rows)
-            append_kernel[(kv_heads, blocks)](
-                k, v, k.stride(0), v.stride(0), *cache, step.positions, step.slots, step.rows, **own.append
-            )
+            append_kernel[(blocks, own.tuning.shares)](
+                q, k, v, out, q.stride(0), k.stride(0), v.stride(0), step.rows, *cache,
+                step.positions, step.slots, **own.append,
+            )  # fmt: skip
+            rotated = q if own.spec.rope is None else out
             prefill_kernel[(kv_heads, programs.tiles)](
-                q, out, q.stride(0), *cache, programs.tile_numbers, self._pages, **own.prefill
-            )
+                rotated, out, rotated.stride(0), own.keys, own.values,
+                programs.tile_numbers, self._pages, **own.prefill,
+            )  # fmt: skip
             if len(out) > step.rows:
                 out[step.rows :].zero_()
 
@@ -243,7 +246,7 @@ class TritonBackend:
         self._buffer = StepBuffer(end, device)
         numbers = self._buffer.device
         self._empty = numbers[:0]
-        self._counts = numbers
+        self._tokens = numbers
         self._item_counts = [numbers[1 + number :] for number in range(len(self._kinds))]
         self._items = [numbers[at:] for at in self._items_at]
         self._pages = numbers[self._pages_at :]
@@ -265,20 +268,23 @@ class TritonBackend:
 
     def _layer(self, spec: AttentionSpec, kind: int, tuning: Tuning, cos: Tensor, sin: Tensor) -> _Layer:
         pages = (self._shape.num_pages, spec.kv_heads, self._shape.page_size, spec.head_dim)
+        group = spec.heads // spec.kv_heads
         cache = {
             "KV_HEADS": spec.kv_heads,
+            "GROUP": group,
             "D": spec.head_dim,
-            "ROTARY": 0 if spec.rope is None else spec.rope.rotary_dim,
             "PAGE": self._shape.page_size,
             "BLOCK_D": tuning.dims,
         }
+        rope = {"ROTARY": 0 if spec.rope is None else spec.rope.rotary_dim}
         to_base_2 = math.log2(math.e)
         attention = cache | {
             "WIDEN": self._device.type == "cpu",
-            "GROUP": spec.heads // spec.kv_heads,
             "SCALE": spec.scale * to_base_2 if spec.softcap is None else spec.scale / spec.softcap,
             "SOFTCAP": 0.0 if spec.softcap is None else spec.softcap * to_base_2,
         }
+        fold_rows = power_of_two(group)
+        fold = {"FOLD": max(1, tuning.fold // fold_rows), "FOLD_ROWS": fold_rows}
         append, decode, prefill = tuning.append, tuning.decode, tuning.prefill
         return _Layer(
             spec,
@@ -288,8 +294,8 @@ class TritonBackend:
             torch.zeros(pages, dtype=self._dtype, device=self._device),
             cos,
             sin,
-            cache | {"BLOCK_M": append.rows, "num_warps": append.warps},
-            attention | _blocks(decode),
+            cache | rope | {"BLOCK_M": append.rows, "SHARES": tuning.shares, "num_warps": append.warps},
+            attention | rope | fold | _blocks(decode),
             attention | {"WINDOW": spec.window or 0} | _blocks(prefill),
         )
 

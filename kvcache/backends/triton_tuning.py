@@ -31,6 +31,10 @@ class Tuning:
     prefill: Blocks
     programs: int
     """Programs of the decode kernel that share a small batch."""
+    shares: int
+    """Programs of the append kernel that share the heads of a row."""
+    fold: int
+    """Records that the decode kernel adds up at once."""
 
 
 def tune(spec: AttentionSpec, item_bytes: int, processors: int) -> Tuning:
@@ -45,7 +49,7 @@ def tune(spec: AttentionSpec, item_bytes: int, processors: int) -> Tuning:
         decode = Blocks(rows, 64 if wide <= 256 else 32, 4, 4)
         prefill = Blocks(128, 64, 4 if dims <= 64 else 8, 3 if wide <= 256 else 2)
     prefill = Blocks(max(prefill.rows, rows), prefill.keys, prefill.warps, prefill.stages)
-    return Tuning(dims, Blocks(32, 1, 4, 1), decode, prefill, 8 * processors)
+    return Tuning(dims, Blocks(16, 1, 4, 1), decode, prefill, 4 * processors, min(8, spec.kv_heads), 32)
 
 
 def power_of_two(value: int) -> int:
