@@ -30,6 +30,11 @@ _SECTIONS = {
         "A peer and Cleave on one checkpoint in one run, interleaved; ratio: Cleave's tokens/s over the "
         "peer's, of medians.",
     ),
+    "vs_vllm": (
+        "Beside vLLM on one GPU",
+        "The same random weights, one after the other in one run, through each side's `LLM.generate`: prompts of "
+        "512 and 64 more tokens by batch, then mixed requests. Ratio: above 1, Cleave is faster.",
+    ),
     "serve": ("Serving", "TTFT, TPOT, ITL and E2E by the definitions of `vllm bench serve`."),
     "kvrun": (
         "kv.run's table",
@@ -42,8 +47,8 @@ _SECTIONS = {
     ),
     "sampler": (
         "Sampler",
-        "Choosing the next tokens of a batch. A pass is one reading of its logits at the machine's bandwidth; "
-        "`flat`: 90 % of the probability are tens of thousands of tokens.",
+        "Choosing the next tokens of a batch. A pass is one reading of its logits at the machine's "
+        "bandwidth; `flat`: 90 % of the probability are tens of thousands of tokens.",
     ),
     "export_memory": ("Memory of an export", "Peak memory of the process beside the size of the checkpoint."),
     "structured": (
@@ -85,6 +90,7 @@ def _result(record: Mapping[str, Any], kind: str) -> str:
         "side_by_side": _side_by_side,
         "throughput": _throughput,
         "serve": _serve,
+        "vs_vllm": _vs_vllm,
         "sampler": _sampler,
     }.get(kind, _plain)
     return (
@@ -92,6 +98,16 @@ def _result(record: Mapping[str, Any], kind: str) -> str:
         f"{record['date']}; {machine['processor']}, {machine['physical_cores']} cores, "
         f"{machine['memory_gib']} GiB; {versions}\n\n```\n{record['command']}\n```\n"
     )
+
+
+def _vs_vllm(figures: Mapping[str, Any]) -> str:
+    rows = [
+        [what, f"{theirs:,.2f}", f"{ours:,.2f}", f"{ratio:.2f}"]
+        for what, theirs, ours, ratio in figures["rows"]
+    ]
+    names = [side["name"] for side in figures["sides"].values()]
+    head = f"**{figures['shape']}**, {figures['dtype']}, one {figures['gpu']}.\n"
+    return f"{head}\n{_table(['', *names, 'ratio'], rows)}"
 
 
 def _latency(figures: Mapping[str, Any]) -> str:
