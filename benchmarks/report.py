@@ -32,8 +32,8 @@ _SECTIONS = {
     ),
     "vs_vllm": (
         "Beside vLLM on one GPU",
-        "The same random weights, one after the other in one run, through each side's `LLM.generate`: prompts of "
-        "512 and 64 more tokens by batch, then mixed requests. Ratio: above 1, Cleave is faster.",
+        "The same random weights, one after the other in one run, through each side's `LLM.generate`: "
+        "prompts of 512 and 64 more tokens by batch, then mixed requests. Ratio: above 1, Cleave is faster.",
     ),
     "serve": ("Serving", "TTFT, TPOT, ITL and E2E by the definitions of `vllm bench serve`."),
     "kvrun": (
