@@ -41,6 +41,13 @@ _SECTIONS = {
         "What it costs to run the model in pieces, beside the uncut graph and the whole step.",
     ),
     "export_memory": ("Memory of an export", "Peak memory of the process beside the size of the checkpoint."),
+    "start_up": (
+        "Start-up",
+        "Until an engine can run; files are in the page cache but where a row says otherwise. `in turn`: "
+        "sessions made one after the other; `side by side`: several at a time, as the engine does; `saved`: "
+        "so, of pieces that `cleave build` had optimised and packed, and that ONNX Runtime packs again all "
+        "the same; `no packing`: those without packing, which gives other bits.",
+    ),
     "scheduler": ("Scheduler", "The cost of a scheduling decision."),
 }
 
@@ -75,12 +82,35 @@ def _result(record: Mapping[str, Any], kind: str) -> str:
         "side_by_side": _side_by_side,
         "throughput": _throughput,
         "serve": _serve,
+        "start_up": _start_up,
     }.get(kind, _plain)
     return (
         f"{draw(record['figures'])}\n"
         f"{record['date']}; {machine['processor']}, {machine['physical_cores']} cores, "
         f"{machine['memory_gib']} GiB; {versions}\n\n```\n{record['command']}\n```\n"
     )
+
+
+def _start_up(figures: Mapping[str, Any]) -> str:
+    head = ["way", "load, s", "first step, ms", "decode, ms", "own memory, MiB", "mapped, MiB", "peak, MiB"]
+    head.append("same logits")
+    rows = [
+        [
+            row["way"],
+            f"{row['load_s']:.2f}",
+            *(f"{row[name]:.1f}" for name in ("first_step_ms", "decode_ms")),
+            *(f"{row[name]:,.0f}" for name in ("own_after_steps_mib", "mapped_after_steps_mib", "peak_mib")),
+            "yes" if row["same_logits"] else "no",
+        ]
+        for row in figures["rows"]
+    ]
+    title = (
+        f"**{figures['source']}**, {figures['weights_bytes'] / 1e9:.2f} GB of weights, {figures['threads']} "
+        f"threads, medians of {figures['repetitions']}. Saving the pieces took {figures['saving_s']:.1f} s "
+        f"and {figures['saved_bytes'] / 1e9:.2f} GB of disk. Memory: own and mapped after a few steps, "
+        "beyond what the process had before; the peak with it.\n\n"
+    )
+    return title + _table(head, rows)
 
 
 def _latency(figures: Mapping[str, Any]) -> str:

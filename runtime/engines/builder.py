@@ -27,6 +27,9 @@ class EngineBuilder(Protocol):
     engine does not depend on them.
     """
 
+    is_optional: bool
+    """The engine runs without it too: `cleave build` alone builds it, and it is used where it is there."""
+
     @property
     def key(self) -> EngineKey:
         """Everything that the build depends on."""
@@ -39,6 +42,11 @@ class EngineBuilder(Protocol):
 
     def table(self, folder: Path) -> Table:
         """What a build left in a folder: pieces, bytes, seconds, profiles."""
+
+
+def is_cached(builder: EngineBuilder, cache: EngineCache) -> bool:
+    """Whether the builder's engine is in the cache, undamaged."""
+    return cache.why(builder.key, accept=builder.serves) == CACHED
 
 
 def get_engine(

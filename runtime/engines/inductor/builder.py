@@ -28,6 +28,8 @@ _REPORT = "functions.json"
 class InductorBuilder:
     """See `cleave.runtime.engines.builder.EngineBuilder`. Weights are inputs of what is compiled."""
 
+    is_optional = False
+
     def __init__(self, artifact: Artifact, options: EngineOptions) -> None:
         """Translate the pieces. Raises EngineError for what the engine cannot run; see InductorEngine."""
         if options.compute_capability is not None:
