@@ -107,8 +107,8 @@ def _start_up(figures: Mapping[str, Any]) -> str:
     title = (
         f"**{figures['source']}**, {figures['weights_bytes'] / 1e9:.2f} GB of weights, {figures['threads']} "
         f"threads, medians of {figures['repetitions']}. Saving the pieces took {figures['saving_s']:.1f} s "
-        f"and {figures['saved_bytes'] / 1e9:.2f} GB of disk. Memory: own and mapped after a few steps, "
-        "beyond what the process had before; the peak with it.\n\n"
+        f"and {figures['saved_bytes'] / 1e9:.2f} GB of disk. Memory: after a few steps, and at its peak, "
+        "beyond what the process had before.\n\n"
     )
     return title + _table(head, rows)
 

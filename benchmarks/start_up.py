@@ -122,7 +122,7 @@ def child(way: str, folder: Path, cache_folder: Path, threads: int) -> dict[str,
         "own_mib": loaded["own"] - before["own"],
         "own_after_steps_mib": ran["own"] - before["own"],
         "mapped_after_steps_mib": ran["mapped"] - before["mapped"],
-        "peak_mib": ran["peak"],
+        "peak_mib": ran["peak"] - before["own"] - before["mapped"],
         "logits": digest.hexdigest(),
     }
 

@@ -11,7 +11,7 @@ from typing import Protocol
 from rich.table import Table
 
 from cleave.export.pieces import Piece
-from cleave.runtime.engine_cache.cache import CACHED, EngineCache
+from cleave.runtime.engine_cache.cache import EngineCache
 from cleave.runtime.engine_cache.engine import CachedEngine
 from cleave.runtime.engine_cache.key import EngineKey
 
@@ -44,11 +44,6 @@ class EngineBuilder(Protocol):
         """What a build left in a folder: pieces, bytes, seconds, profiles."""
 
 
-def is_cached(builder: EngineBuilder, cache: EngineCache) -> bool:
-    """Whether the builder's engine is in the cache, undamaged."""
-    return cache.why(builder.key, accept=builder.serves) == CACHED
-
-
 def get_engine(
     builder: EngineBuilder,
     cache: EngineCache,
@@ -65,10 +60,12 @@ def get_engine(
     def build(folder: Path) -> None:
         builder.build(folder, progress)
 
-    why = cache.why(builder.key, accept=builder.serves)
-    if why != CACHED and allow_build:
-        _log.warning("building the %s engine (%s)", builder.key.kind, why)
-    return cache.get(builder.key, build, allow_build=allow_build, label=label, accept=builder.serves)
+    found = cache.find(builder.key, accept=builder.serves)
+    if found is not None:
+        return found
+    if allow_build:
+        _log.warning("building the %s engine (%s)", builder.key.kind, cache.why(builder.key))
+    return cache.get(builder.key, build, allow_build=allow_build, label=label)
 
 
 def graph_digest(pieces: Iterable[Piece]) -> str:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from cleave.errors import EngineError, MissingPackage
 from cleave.export.artifact import Artifact
 from cleave.runtime.engine_cache.cache import EngineCache
-from cleave.runtime.engines.builder import BuildProgress, EngineBuilder, get_engine, is_cached
+from cleave.runtime.engines.builder import BuildProgress, EngineBuilder, get_engine
 from cleave.runtime.engines.cuda import cuda_is_usable
 
 
@@ -178,12 +178,17 @@ def create_engine(
     kind = kind or best_engine_kind()
     factory = _load(kind, _entry(kind).module, _entry(kind).factory)
     builder = None if options.cache is not None else engine_builder(kind, artifact, options)
-    cache = cache or EngineCache()
-    if builder is None or (builder.is_optional and not is_cached(builder, cache)):
+    built = None
+    if builder is not None:
+        cache = cache or EngineCache()
+        if builder.is_optional:
+            built = cache.find(builder.key, accept=builder.serves)
+        else:
+            label = engine_label(artifact)
+            built = get_engine(builder, cache, label=label, allow_build=allow_build, progress=progress)
+    if built is None:
         alone: Engine = factory(artifact, options)
         return alone
-    label = engine_label(artifact)
-    built = get_engine(builder, cache, label=label, allow_build=allow_build, progress=progress)
     try:
         engine: Engine = factory(artifact, replace(options, cache=built.folder))
     except BaseException:
