@@ -13,7 +13,8 @@ The engine `onnxruntime` in several ways, each in a process of its own, interlea
 `no packing` is `saved` with packing forbidden: no engine that can be used, because its rows depend on the
 number of rows, but what a start would cost if ONNX Runtime took saved packed weights as they are. The last
 two begin with the page cache emptied of the model's files, as after a reboot. With `--inductor`: the
-engine `inductor` on the CPU with an empty engine cache and with a filled one.
+engine `inductor` on the CPU with an empty engine cache and with a filled one; torch's own cache is empty
+at every start.
 """
 
 from __future__ import annotations
