@@ -29,7 +29,7 @@ class OnnxRuntimeBuilder:
     """
 
     is_optional = True
-    """A build takes several starts to pay, and twice the weights on disk."""
+    """A build takes dozens of starts to pay, and almost twice the weights on disk."""
 
     def __init__(self, artifact: Artifact, options: EngineOptions) -> None:
         """Cut the graph; nothing is loaded yet."""
