@@ -55,6 +55,12 @@ _SECTIONS = {
         "Structured output",
         "The masks of two libraries; what each makes of the features of JSON Schema (ignored: it lets "
         "through what the schema forbids); and what masks cost the engine's thread, microseconds a request.",
+    "start_up": (
+        "Start-up",
+        "Until an engine can run; files are in the page cache but where a row says otherwise. `in turn`: "
+        "sessions made one after the other; `side by side`: several at a time, as the engine does; `saved`: "
+        "so, of pieces that `cleave build` had optimised and packed, and that ONNX Runtime packs again all "
+        "the same; `no packing`: those without packing, which gives other bits.",
     ),
     "scheduler": ("Scheduler", "The cost of a scheduling decision."),
 }
@@ -92,6 +98,7 @@ def _result(record: Mapping[str, Any], kind: str) -> str:
         "serve": _serve,
         "vs_vllm": _vs_vllm,
         "sampler": _sampler,
+        "start_up": _start_up,
     }.get(kind, _plain)
     return (
         f"{draw(record['figures'])}\n"
@@ -108,6 +115,26 @@ def _vs_vllm(figures: Mapping[str, Any]) -> str:
     names = [side["name"] for side in figures["sides"].values()]
     head = f"**{figures['shape']}**, {figures['dtype']}, one {figures['gpu']}.\n"
     return f"{head}\n{_table(['', *names, 'ratio'], rows)}"
+def _start_up(figures: Mapping[str, Any]) -> str:
+    head = ["way", "load, s", "first step, ms", "decode, ms", "own memory, MiB", "mapped, MiB", "peak, MiB"]
+    head.append("same logits")
+    rows = [
+        [
+            row["way"],
+            f"{row['load_s']:.2f}",
+            *(f"{row[name]:.1f}" for name in ("first_step_ms", "decode_ms")),
+            *(f"{row[name]:,.0f}" for name in ("own_after_steps_mib", "mapped_after_steps_mib", "peak_mib")),
+            "yes" if row["same_logits"] else "no",
+        ]
+        for row in figures["rows"]
+    ]
+    title = (
+        f"**{figures['source']}**, {figures['weights_bytes'] / 1e9:.2f} GB of weights, {figures['threads']} "
+        f"threads, medians of {figures['repetitions']}. Saving the pieces took {figures['saving_s']:.1f} s "
+        f"and {figures['saved_bytes'] / 1e9:.2f} GB of disk. Memory: after a few steps, and at its peak, "
+        "beyond what the process had before.\n\n"
+    )
+    return title + _table(head, rows)
 
 
 def _latency(figures: Mapping[str, Any]) -> str:
