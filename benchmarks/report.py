@@ -42,6 +42,11 @@ _SECTIONS = {
     ),
     "export_memory": ("Memory of an export", "Peak memory of the process beside the size of the checkpoint."),
     "scheduler": ("Scheduler", "The cost of a scheduling decision."),
+    "tensorrt_rtx_build": (
+        "Building for TensorRT for RTX",
+        "One middle plan for all layers beside one for each layer, and weights as inputs of the plans beside "
+        "weights inside. Built without a GPU; nothing was run, so what sharing costs in fusion is not known.",
+    ),
 }
 
 
