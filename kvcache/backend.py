@@ -31,6 +31,9 @@ class AttentionBackend(Protocol):
 
     A backend owns the storage of the pages in the layout that suits it. It holds no state of its own
     besides: which page belongs to whom is in the StepPlan.
+
+    One whose `run` can be captured in a CUDA graph also has the property `graph_key`; see
+    `AttentionServer.graph_key`.
     """
 
     def plan(self, step: StepPlan) -> None:
@@ -68,6 +71,7 @@ _BACKENDS = {
         "cleave.kvcache.backends.onnx", "OnnxBackend", "the artifact's batchless graphs, one by one"
     ),
     "cpu": _Entry("cleave.kvcache.backends.cpu", "CpuBackend", "compiled kernels over the whole batch"),
+    "triton": _Entry("cleave.kvcache.backends.triton", "TritonBackend", "kernels for NVIDIA GPUs"),
 }
 
 

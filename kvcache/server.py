@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import partial
 from typing import Any
 
@@ -60,6 +60,16 @@ class AttentionServer:
     def shape(self) -> CacheShape:
         """Layers, pages and limits of this server."""
         return self._shape
+
+    @property
+    def graph_key(self) -> Hashable | None:
+        """What fixes the kernel launches of the planned step, beside the rows of q; None: do not capture it.
+
+        The runs of a step that were captured in a CUDA graph serve every later step with an equal key and
+        at most as many rows. Only decode steps of backends for GPUs have one.
+        """
+        key: Hashable | None = getattr(self._backend, "graph_key", None)
+        return key
 
     @property
     def num_pages(self) -> int:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # Triton reads it when a kernel is defined, its own among them: transformers imports some.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from checkpoints import VARIANTS, make_checkpoint
 
 from cleave.export.exporter import ExportRequest, export

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -70,7 +69,8 @@ class Compiler:
             return found
         mode = FakeTensorMode(shape_env=ShapeEnv())
         examples = self._stand_ins(program, rows, inputs, weights, mode)
-        module = copy.deepcopy(program.module)
+        # Functions of this package that stand in the graph as one node are taken apart into torch's own.
+        module = fx.Transformer(program.module).transform()
         with mode:
             _Annotate(module).run(*examples)
         with tracing(TracingContext(mode)):

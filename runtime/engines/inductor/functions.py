@@ -10,12 +10,16 @@ import torch
 
 from cleave.export.artifact import Artifact
 from cleave.export.pieces import Piece, cut, widen
+from cleave.runtime.engines.inductor import small
+from cleave.runtime.engines.inductor.choose import Chooser
 from cleave.runtime.engines.inductor.compiler import Compiled, Compiler, Shape
+from cleave.runtime.engines.inductor.fuse import fuse_small_linears
 from cleave.runtime.engines.inductor.join import join_linears
 from cleave.runtime.engines.inductor.program import Program, program_of
+from cleave.runtime.engines.inductor.small import MOST_ROWS
 from cleave.runtime.engines.residual import check_observable, with_residual
 
-SMALL = {"cuda": (1, 2, 4, 8, 16), "cpu": (1,)}
+SMALL = {"cuda": (1, 2, 4, 8, 16, 32), "cpu": (1,)}
 """Numbers of rows that are compiled for on their own; all others share one function a program."""
 
 
@@ -32,6 +36,9 @@ class Functions:
         self._dtype = getattr(torch, artifact.manifest.dtype) if device.type == "cuda" else torch.float32
         self._small = SMALL[device.type]
         self._compiler = Compiler(device, folder)
+        self.chooser: Chooser | None = None
+        if device.type == "cuda" and self._dtype.itemsize == 2:
+            self.chooser = Chooser(self._dtype, device)
         self._last = len(self.pieces) - 1
         self._programs = {self._role(index): self._program(index) for index in {0, 1, self._last}}
         self._compiled: dict[tuple[str, int | None], Compiled] = {}
@@ -50,14 +57,20 @@ class Functions:
         role = self._role(index)
         function = self._compiled.get((role, rows))
         if function is None:
-            function = self._compiler.compile(self._programs[role], role, rows, *self._examples(index))
+            function = self._compiler.compile(
+                self._program_for(index, rows), role, rows, *self._examples(index)
+            )
             self._compiled[role, rows] = function
         return function
 
     @property
     def sources(self) -> dict[str, str]:
-        """What is compiled, as text: the code of each program."""
-        return {role: str(program.module.code) for role, program in self._programs.items()}
+        """What is compiled, as text: the code of each program, and of the kernels for few rows."""
+        programs = {role: str(program.module.code) for role, program in self._programs.items()}
+        if self.chooser is None:
+            return programs
+        kernels = Path(small.__file__).with_name("small_kernel.py").read_text("utf-8")
+        return programs | {"few rows": kernels}
 
     @property
     def planned(self) -> list[tuple[str, int | None]]:
@@ -70,7 +83,8 @@ class Functions:
         for index in sorted({0, 1, self._last}):
             role = self._role(index)
             for rows in (None, *self._small):
-                self._compiler.compile(self._programs[role], role, rows, *self._examples(index), keep=folder)
+                program = self._program_for(index, rows)
+                self._compiler.compile(program, role, rows, *self._examples(index), keep=folder)
                 if done is not None:
                     done(role, rows)
 
@@ -97,6 +111,16 @@ class Functions:
         where = f"the piece after layer {index - 1}" if index else "the piece before layer 0"
         rows = {name: self._shapes[tensor][0] for name, tensor in piece.weights.items()}
         return join_linears(program_of(piece, where), rows)
+
+    def _program_for(self, index: int, rows: int | None) -> Program:
+        """The program of a piece, for few rows with the linear layers that own kernels compute faster."""
+        program = self._programs[self._role(index)]
+        if rows is None or rows > MOST_ROWS or self.chooser is None:
+            return program
+        placeholders = [node.name for node in program.module.graph.nodes if node.op == "placeholder"]
+        weights = self._examples(index)[1]
+        shapes = dict(zip(placeholders[len(program.inputs) :], (one.sizes for one in weights), strict=True))
+        return fuse_small_linears(program, rows, shapes, self.chooser)
 
     def _examples(self, index: int) -> tuple[list[Shape], list[Shape]]:
         """Inputs and weights of a piece as the compiler is told of them."""

@@ -11,9 +11,9 @@ Tensor = torch.Tensor
 
 
 def batch_sizes(max_sequences: int) -> tuple[int, ...]:
-    """The sizes that decode steps are padded to: 1, 2, 4, then every eighth, up to the largest batch."""
-    sizes = [size for size in (1, 2, 4) if size < max_sequences]
-    sizes += range(8, max_sequences, 8)
+    """The sizes that decode steps are padded to: powers of two, from 32 on every eighth, and the largest."""
+    sizes = [size for size in (1, 2, 4, 8, 16) if size < max_sequences]
+    sizes += range(32, max_sequences, 8)
     return (*sizes, max_sequences)
 
 

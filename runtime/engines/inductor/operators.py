@@ -57,14 +57,24 @@ def _gemm(call: Call, x: Any, weight: Any, bias: Any = None) -> Any:
     return F.linear(x, weight if call.attributes.get("transB", 0) else weight.t(), bias)
 
 
-def _rms_normalization(call: Call, x: Any, scale: Any) -> Any:
+def rms_norm(x: Any, scale: Any, epsilon: float) -> Any:
     """As transformers: normed in float32, rounded, then multiplied by the weight."""
-    if call.attributes.get("axis", -1) != -1 or call.attributes.get("stash_type", 1) != 1:
-        raise Unsupported("axis must be -1 and stash_type 1")
     wide = x.to(torch.float32)
     variance = wide.pow(2).mean(-1, keepdim=True)
-    normed = wide * torch.rsqrt(variance + call.attributes.get("epsilon", 1e-5))
-    return normed.to(x.dtype) * scale
+    return (wide * torch.rsqrt(variance + epsilon)).to(x.dtype) * scale
+
+
+def _rms_normalization(call: Call, x: Any, scale: Any) -> Any:
+    if call.attributes.get("axis", -1) != -1 or call.attributes.get("stash_type", 1) != 1:
+        raise Unsupported("axis must be -1 and stash_type 1")
+    return _as_node(rms_norm, x, scale, call.attributes.get("epsilon", 1e-5))
+
+
+def _as_node(function: Callable[..., Any], *inputs: Any) -> Any:
+    """Call a function that is to be one node of the traced graph, so that it can be recognised there."""
+    if isinstance(inputs[0], torch.fx.Proxy):
+        return inputs[0].tracer.create_proxy("call_function", function, inputs, {})
+    return function(*inputs)
 
 
 def _reshape(call: Call, x: Any, _: Any) -> Any:

@@ -103,7 +103,8 @@ def test_a_backend_that_cannot_read_the_engines_tensors_is_refused(
         (3, (1, 2, 3)),
         (8, (1, 2, 4, 8)),
         (20, (1, 2, 4, 8, 16, 20)),
-        (32, (1, 2, 4, 8, 16, 24, 32)),
+        (32, (1, 2, 4, 8, 16, 32)),
+        (50, (1, 2, 4, 8, 16, 32, 40, 48, 50)),
     ],
 )
 def test_batch_sizes_end_with_the_largest_batch(most: int, sizes: tuple[int, ...]) -> None:

@@ -1,0 +1,392 @@
+"""The attention backend for NVIDIA GPUs: own kernels, one launch a layer in a decode step."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cleave.errors import AttentionError, MissingPackage
+from cleave.kvcache.backend import CacheShape
+from cleave.kvcache.backends.triton_tuning import Tuning, power_of_two, tune
+from cleave.kvcache.backends.triton_work import ITEM, TILE, Int32, Kind
+from cleave.kvcache.rope import rope_tables
+from cleave.kvcache.spec import AttentionSpec, RopeSpec
+from cleave.kvcache.step import StepPlan
+
+try:
+    import torch
+
+    from cleave.kvcache.backends.triton_buffer import StepBuffer, aligned
+    from cleave.kvcache.backends.triton_kernels import append_kernel, decode_kernel, prefill_kernel
+except ImportError as error:
+    raise MissingPackage(error.name or "triton", "gpu", "the triton attention backend") from None
+
+Tensor = torch.Tensor
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_OLDEST = (8, 0)
+_CPU_PROCESSORS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """What run() needs of one layer."""
+
+    spec: AttentionSpec
+    kind: int
+    tuning: Tuning
+    keys: Tensor
+    values: Tensor
+    cos: Tensor
+    sin: Tensor
+    append: dict[str, Any]
+    """Meta-parameters of the launches."""
+    decode: dict[str, Any]
+    prefill: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _KindStep:
+    """The programs of the planned step for one kind of layer."""
+
+    extra: int
+    """Programs of the decode kernel beyond one a row of q."""
+    items: int
+    tiles: int
+    tile_numbers: Tensor
+    """[tiles, TILE], flat; empty where there are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """The planned step."""
+
+    rows: int
+    is_decode: bool
+    positions: Tensor
+    """[rows]; empty in a decode step."""
+    slots: Tensor
+    """[rows], -1 for rows that the decode kernel appends; empty in a decode step."""
+    kinds: tuple[_KindStep, ...]
+
+
+class TritonBackend:
+    """Attention on torch tensors of one NVIDIA GPU, float32 sums, the KV cache in `dtype` after RoPE.
+
+    `run` only launches kernels on the current stream: it can be captured in a CUDA graph. A captured
+    decode step serves every later step that has an equal `graph_key` and at most its rows: q, k, v and
+    out may have more rows than the step, and out is zero there. `deterministic`: the bits of a row do
+    not depend on what else is in the batch.
+    """
+
+    def __init__(
+        self,
+        shape: CacheShape,
+        *,
+        device: str = "cuda",
+        dtype: str = "float16",
+        deterministic: bool = False,
+        max_sequences: int | None = None,
+    ) -> None:
+        """Allocate everything; `max_sequences` bounds the chunks of a step (None: 512, or max_tokens).
+
+        Raises AttentionError where there is no GPU of compute capability 8.0 or higher, for a dtype that
+        is not supported, or where the cache does not fit.
+        """
+        if dtype not in _DTYPES:
+            raise AttentionError(f"dtype {dtype!r} is not supported; there are: {', '.join(_DTYPES)}")
+        if max_sequences is None:
+            max_sequences = min(shape.max_tokens, 512)
+        if not 0 < max_sequences <= shape.max_tokens:
+            raise AttentionError(
+                f"max_sequences is {max_sequences}; it must be between 1 and max_tokens, {shape.max_tokens}"
+            )
+        self._device = _usable(device)
+        self._dtype = _DTYPES[dtype]
+        self._layers: list[_Layer] = []
+        self._shape = shape
+        self._max_sequences = max_sequences
+        self._kinds, kind_of_layer, tunings = self._divide(deterministic)
+        try:
+            self._allocate(kind_of_layer, tunings)
+        except torch.OutOfMemoryError:
+            raise AttentionError(
+                f"the GPU has no room for {shape.num_pages} KV pages of {len(shape.specs)} layers in "
+                f"{dtype}; lower num_pages (kv_cache_bytes)"
+            ) from None
+        self._step: _Step | None = None
+
+    @property
+    def graph_key(self) -> Hashable | None:
+        """What, beside the rows of q, fixes the launches of the planned step; None: do not capture it."""
+        if self._step is None or not self._step.is_decode:
+            return None
+        return tuple(kind.extra for kind in self._step.kinds)
+
+    def plan(self, step: StepPlan) -> None:
+        """Divide the step among programs and send their numbers to the GPU, on the current stream.
+
+        Raises AttentionError for more chunks than max_sequences.
+        """
+        if step.chunks > self._max_sequences:
+            raise AttentionError(
+                f"the step has {step.chunks} chunks; max_sequences allows {self._max_sequences}: split it"
+            )
+        counts = np.diff(step.offsets)
+        is_decoded = counts == 1
+        is_decode = bool(is_decoded.all())
+        numbers = self._buffer.begin()
+        width = step.page_table.shape[1]
+        tables = np.arange(step.chunks) * width
+        used = self._pages_at + step.chunks * width
+        numbers[self._pages_at : used].reshape(step.chunks, width)[:] = step.page_table
+        numbers[0] = step.tokens
+
+        decoded = slice(None) if is_decode else np.flatnonzero(is_decoded)
+        rows, starts, offsets = step.offsets[:-1][decoded], step.starts[decoded], tables[decoded]
+        lists = [kind.decode_items(rows, starts, offsets) for kind in self._kinds]
+        for number, (items, at) in enumerate(zip(lists, self._items_at, strict=True)):
+            numbers[1 + number] = len(items)
+            numbers[at : at + items.size] = items.reshape(-1)
+
+        positions = slots = self._empty
+        tiles = [self._empty] * len(self._kinds)
+        if not is_decode:
+            send = _Sections(numbers, self._buffer.device, used)
+            chunks = np.flatnonzero(~is_decoded)
+            positions = send.add(step.positions)
+            slots = send.add(np.where(np.repeat(is_decoded, counts), -1, step.slots))
+            tiles = [send.add(kind.prefill_tiles(step, chunks, tables).reshape(-1)) for kind in self._kinds]
+            used = send.used
+        self._buffer.send(used)
+        self._step = _Step(
+            step.tokens,
+            is_decode,
+            positions,
+            slots,
+            tuple(
+                _KindStep(self._extra(kind, len(items), len(rows)), len(items), len(tile) // TILE, tile)
+                for kind, items, tile in zip(self._kinds, lists, tiles, strict=True)
+            ),
+        )
+
+    def run(self, layer: int, q: Any, k: Any, v: Any, out: Any) -> None:
+        """Launch one layer of the planned step on the current stream.
+
+        q, k and v may be columns of one tensor: their rows need not touch. Raises AttentionError, with
+        nothing launched, where one of the tensors does not fit.
+        """
+        step = self._step
+        if step is None:
+            raise AttentionError("no step is planned; call plan(step) before run(layer, ...)")
+        own = self._layers[layer]
+        self._check(own.spec, step.rows, q, k, v, out)
+        programs = step.kinds[own.kind]
+        kv_heads = own.spec.kv_heads
+        cache = (own.keys, own.values, own.cos, own.sin)
+        spare = len(q) if step.is_decode else 0
+        if programs.items:
+            grid = (kv_heads, spare + programs.extra if step.is_decode else programs.items)
+            decode_kernel[grid](
+                q, k, v, out, q.stride(0), k.stride(0), v.stride(0), spare, *cache,
+                self._items[own.kind], self._tokens, self._item_counts[own.kind], self._pages,
+                self._sums, self._arrived, **own.decode,
+            )  # fmt: skip
+        if programs.tiles:
+            blocks = -(-step.rows // own.tuning.append.rows)
+            append_kernel[(blocks, own.tuning.shares)](
+                q, k, v, out, q.stride(0), k.stride(0), v.stride(0), step.rows, *cache,
+                step.positions, step.slots, **own.append,
+            )  # fmt: skip
+            rotated = q if own.spec.rope is None else out
+            prefill_kernel[(kv_heads, programs.tiles)](
+                rotated, out, rotated.stride(0), own.keys, own.values,
+                programs.tile_numbers, self._pages, **own.prefill,
+            )  # fmt: skip
+            if len(out) > step.rows:
+                out[step.rows :].zero_()
+
+    def close(self) -> None:
+        """Give the pages back."""
+        self._layers, self._step = [], None
+
+    def _divide(self, deterministic: bool) -> tuple[list[Kind], list[int], list[Tuning]]:
+        """The kinds, the kind of each layer, and its block sizes."""
+        processors = _processors(self._device)
+        # The interpreter takes the blocks that a GPU has: fewer and larger ones suit it too.
+        item_bytes = self._dtype.itemsize if self._device.type == "cuda" else 2
+        kinds: dict[Kind, int] = {}
+        kind_of_layer, tunings = [], []
+        for spec in self._shape.specs:
+            tuning = tune(spec, item_bytes, processors)
+            extra = max(1, tuning.programs // spec.kv_heads)
+            tile_tokens = tuning.prefill.rows // (spec.heads // spec.kv_heads)
+            kind = Kind(spec.window, tile_tokens, tuning.decode.keys, extra, deterministic)
+            kind_of_layer.append(kinds.setdefault(kind, len(kinds)))
+            tunings.append(tuning)
+        return list(kinds), kind_of_layer, tunings
+
+    def _allocate(self, kind_of_layer: list[int], tunings: list[Tuning]) -> None:
+        shape, device = self._shape, self._device
+        sequences = self._max_sequences
+        end = aligned(1 + len(self._kinds))
+        self._items_at = []
+        for kind in self._kinds:
+            self._items_at.append(end)
+            end = aligned(end + kind.most_items(sequences) * ITEM)
+        self._pages_at = end
+        end += sequences * -(-shape.max_position // shape.page_size)
+        end = aligned(aligned(end) + shape.max_tokens) + shape.max_tokens
+        for kind in self._kinds:
+            end = aligned(end) + (shape.max_tokens // kind.tile_tokens + sequences) * TILE
+        self._buffer = StepBuffer(end, device)
+        numbers = self._buffer.device
+        self._empty = numbers[:0]
+        self._tokens = numbers
+        self._item_counts = [numbers[1 + number :] for number in range(len(self._kinds))]
+        self._items = [numbers[at:] for at in self._items_at]
+        self._pages = numbers[self._pages_at :]
+
+        records = {kind: kind.most_records(sequences) for kind in self._kinds}
+        sums = arrived = 1
+        for spec, number, tuning in zip(shape.specs, kind_of_layer, tunings, strict=True):
+            count = records[self._kinds[number]]
+            sums = max(sums, count * spec.heads * (tuning.dims + 4))
+            arrived = max(arrived, count * spec.kv_heads)
+        self._sums = torch.empty(sums, dtype=torch.float32, device=device)
+        self._arrived = torch.zeros(arrived, dtype=torch.int32, device=device)
+
+        tables = {spec.rope: _tables(spec.rope, shape.max_position, device) for spec in shape.specs}
+        self._layers = [
+            self._layer(spec, number, tuning, *tables[spec.rope])
+            for spec, number, tuning in zip(shape.specs, kind_of_layer, tunings, strict=True)
+        ]
+
+    def _layer(self, spec: AttentionSpec, kind: int, tuning: Tuning, cos: Tensor, sin: Tensor) -> _Layer:
+        pages = (self._shape.num_pages, spec.kv_heads, self._shape.page_size, spec.head_dim)
+        group = spec.heads // spec.kv_heads
+        cache = {
+            "KV_HEADS": spec.kv_heads,
+            "GROUP": group,
+            "D": spec.head_dim,
+            "PAGE": self._shape.page_size,
+            "BLOCK_D": tuning.dims,
+        }
+        rope = {"ROTARY": 0 if spec.rope is None else spec.rope.rotary_dim}
+        to_base_2 = math.log2(math.e)
+        attention = cache | {
+            "WIDEN": self._device.type == "cpu",
+            "SCALE": spec.scale * to_base_2 if spec.softcap is None else spec.scale / spec.softcap,
+            "SOFTCAP": 0.0 if spec.softcap is None else spec.softcap * to_base_2,
+        }
+        fold_rows = power_of_two(group)
+        fold = {"FOLD": max(1, tuning.fold // fold_rows), "FOLD_ROWS": fold_rows}
+        append, decode, prefill = tuning.append, tuning.decode, tuning.prefill
+        return _Layer(
+            spec,
+            kind,
+            tuning,
+            torch.zeros(pages, dtype=self._dtype, device=self._device),
+            torch.zeros(pages, dtype=self._dtype, device=self._device),
+            cos,
+            sin,
+            cache | rope | {"BLOCK_M": append.rows, "SHARES": tuning.shares, "num_warps": append.warps},
+            attention | rope | fold | _blocks(decode),
+            attention | {"WINDOW": spec.window or 0} | _blocks(prefill),
+        )
+
+    def _extra(self, kind: Kind, items: int, rows: int) -> int:
+        """Programs beyond one a row: few distinct numbers, since each asks for graphs of its own."""
+        if not kind.deterministic:
+            return kind.extra
+        return 0 if items <= rows else 1 << (items - rows - 1).bit_length()
+
+    def _check(self, spec: AttentionSpec, rows: int, q: Any, k: Any, v: Any, out: Any) -> None:
+        count = len(q)
+        for name, tensor, columns in (
+            ("q", q, spec.q_size),
+            ("k", k, spec.kv_size),
+            ("v", v, spec.kv_size),
+            ("out", out, spec.q_size),
+        ):
+            if (
+                tensor.shape == (count, columns)
+                and count >= rows
+                and tensor.dtype == self._dtype
+                and tensor.device.type == self._device.type
+                and tensor.stride(1) == 1
+            ):
+                continue
+            raise AttentionError(
+                f"{name} is {tensor.dtype} {list(tensor.shape)} on {tensor.device}; it must be {self._dtype} "
+                f"on {self._device}, of {rows} rows or more, as many as q, and {columns} columns"
+            )
+        if not out.is_contiguous():
+            raise AttentionError("out is not contiguous; it must be, since its rows are written as one block")
+
+
+class _Sections:
+    """Sections that are added behind what a step has used of the buffer."""
+
+    def __init__(self, numbers: Int32, device: Tensor, used: int) -> None:
+        self._numbers, self._device = numbers, device
+        self.used = used
+
+    def add(self, values: np.ndarray[Any, Any]) -> Tensor:
+        """Write `values`; where the device will have them."""
+        at = aligned(self.used)
+        self.used = at + len(values)
+        self._numbers[at : self.used] = values
+        return self._device[at : self.used]
+
+
+def _usable(name: str) -> torch.device:
+    """The device. Raises AttentionError where the kernels cannot run on it."""
+    device = torch.device(name)
+    if device.type == "cpu":
+        if os.environ.get("TRITON_INTERPRET") != "1":
+            raise AttentionError(
+                "the triton attention backend runs on the CPU only in Triton's interpreter, for tests: "
+                "set TRITON_INTERPRET=1 before the start"
+            )
+        return device
+    if device.type != "cuda" or not torch.cuda.is_available():
+        raise AttentionError(
+            f"the triton attention backend needs an NVIDIA GPU, and torch finds none for device {name!r}; "
+            'take attention="cpu", or see that the driver and a CUDA build of torch are installed'
+        )
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _OLDEST:
+        raise AttentionError(
+            f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}; "
+            f"the triton attention backend needs {_OLDEST[0]}.{_OLDEST[1]} or higher"
+        )
+    return device
+
+
+def _processors(device: torch.device) -> int:
+    if device.type == "cpu":
+        return _CPU_PROCESSORS
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def _blocks(blocks: Any) -> dict[str, Any]:
+    return {
+        "BLOCK_M": blocks.rows,
+        "BLOCK_N": blocks.keys,
+        "STAGES": blocks.stages,
+        "num_warps": blocks.warps,
+        "num_stages": blocks.stages,
+    }
+
+
+def _tables(rope: RopeSpec | None, max_position: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin of both halves of each position: [max_position, rotary_dim] float32."""
+    if rope is None:
+        return torch.zeros(1, device=device), torch.zeros(1, device=device)
+    cos, sin = (torch.from_numpy(np.hstack((x, x))).to(device) for x in rope_tables(rope, max_position))
+    return cos, sin

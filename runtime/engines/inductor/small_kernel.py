@@ -1,0 +1,155 @@
+"""Linear layers over few rows, in Triton: the weight is read once, at the speed of memory.
+
+Around the product they do what would else be launches of their own: the RMS norm before it, the residual
+added after it, or the SwiGLU of a gate and an up projection that are one matrix. A kernel may start before
+the last one has ended (programmatic dependent launch): its weights are on their way already when it waits
+for what the last one writes.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+
+@triton.jit
+def vector_kernel(
+    x, weight, out, norm, residual, height, width, epsilon,
+    NORM: tl.constexpr, RESIDUAL: tl.constexpr, SWIGLU: tl.constexpr, EVEN: tl.constexpr,
+    EARLY: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """out [height] = weight [height, width] times x [width]; one program for BLOCK_N values of out.
+
+    With SWIGLU `weight` is [2 * height, width]: the gate, and below it the up projection. `norm` [width]
+    and `epsilon` are those of an RMS norm of x, `residual` is like out. EVEN: BLOCK_K divides the width.
+    EARLY: the kernel was launched before the last one ended.
+    """
+    dtype = x.dtype.element_ty
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    is_column = (n < height)[:, None]
+    weight_at = weight + n[:, None].to(tl.int64) * width + k[None, :]
+    up_at = weight_at + height.to(tl.int64) * width
+    mask = is_column & (EVEN | (k < width)[None, :])
+    tile = tl.load(weight_at, mask=mask, other=0.0, eviction_policy="evict_first")
+    up_tile = tile
+    if SWIGLU:
+        up_tile = tl.load(up_at, mask=mask, other=0.0, eviction_policy="evict_first")
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
+
+    scale = 1.0
+    if NORM:
+        squares = tl.zeros([BLOCK_K], tl.float32)
+        for start in range(0, width, BLOCK_K):
+            part = tl.load(x + start + k, mask=EVEN | (start + k < width), other=0.0).to(tl.float32)
+            squares += part * part
+        scale = tl.rsqrt(tl.sum(squares, 0) / width + epsilon)
+
+    sums = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    up_sums = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    for start in range(0, width, BLOCK_K):
+        # The next tile is asked for before this one is used.
+        after = start + BLOCK_K
+        mask = is_column & (after + k < width)[None, :]
+        next_tile = tl.load(weight_at + after, mask=mask, other=0.0, eviction_policy="evict_first")
+        next_up_tile = next_tile
+        if SWIGLU:
+            next_up_tile = tl.load(up_at + after, mask=mask, other=0.0, eviction_policy="evict_first")
+        inside = EVEN | (start + k < width)
+        part = tl.load(x + start + k, mask=inside, other=0.0)
+        if NORM:
+            factor = tl.load(norm + start + k, mask=inside, other=0.0)
+            part = (part.to(tl.float32) * scale).to(dtype) * factor
+        wide = part.to(tl.float32)[None, :]
+        sums += tile.to(tl.float32) * wide
+        if SWIGLU:
+            up_sums += up_tile.to(tl.float32) * wide
+        tile, up_tile = next_tile, next_up_tile
+
+    result = tl.sum(sums, 1).to(dtype)
+    if SWIGLU:
+        gate = result.to(tl.float32)
+        result = (gate * tl.sigmoid(gate)).to(dtype) * tl.sum(up_sums, 1).to(dtype)
+    if RESIDUAL:
+        result += tl.load(residual + n, mask=n < height)
+    tl.store(out + n, result, mask=n < height)
+
+
+@triton.jit
+def norm_kernel(
+    x, factors, out, width, epsilon, EARLY: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """The RMS norm of every row of x [rows, width]; one program a row, whose BLOCK holds it."""
+    at = tl.arange(0, BLOCK)
+    inside = at < width
+    factor = tl.load(factors + at, mask=inside, other=0.0)
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
+    row = tl.program_id(0).to(tl.int64) * width + at
+    wide = tl.load(x + row, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(wide * wide, 0) / width + epsilon)
+    tl.store(out + row, (wide * scale).to(x.dtype.element_ty) * factor, mask=inside)
+
+
+@triton.jit
+def fetch(weight, first, height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Have the first COLUMNS of ROWS rows of a matrix of 16-bit values brought into the GPU's cache."""
+    LINE: tl.constexpr = 64
+    line = tl.arange(0, ROWS * COLUMNS // LINE)
+    row = tl.minimum(first + line // (COLUMNS // LINE), height - 1)
+    column = tl.minimum(line % (COLUMNS // LINE) * LINE, width - 1)
+    at = (weight + row.to(tl.int64) * width + column).to(tl.int64)
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
+def matrix_kernel(
+    x, weight, out, residual, rows, height, width,
+    RESIDUAL: tl.constexpr, SWIGLU: tl.constexpr, EVEN: tl.constexpr, EARLY: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, FETCH: tl.constexpr,
+):  # fmt: skip
+    """As `vector_kernel` for x [rows, width] of at most BLOCK_M rows, by the matrix units; without a norm.
+
+    FETCH columns of the weight are on their way to the cache before the last kernel has ended.
+    """
+    dtype = x.dtype.element_ty
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = tl.arange(0, BLOCK_M)
+    k = tl.arange(0, BLOCK_K)
+    is_row, is_column = m < rows, n < height
+    x_at = x + m[None, :] * width + k[:, None]
+    weight_at = weight + n[:, None].to(tl.int64) * width + k[None, :]
+    up_at = weight_at + height.to(tl.int64) * width
+    if EARLY:
+        fetch(weight, tl.program_id(0) * BLOCK_N, height, width, BLOCK_N, FETCH)
+        if SWIGLU:
+            fetch(weight, height + tl.program_id(0) * BLOCK_N, 2 * height, width, BLOCK_N, FETCH)
+        gdc_wait()
+        gdc_launch_dependents()
+
+    sums = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    up_sums = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    for start in range(0, width, BLOCK_K):
+        inside = EVEN | (start + k < width)
+        tile = tl.load(weight_at + start, mask=is_column[:, None] & inside[None, :], other=0.0)
+        part = tl.load(x_at + start, mask=is_row[None, :] & inside[:, None], other=0.0)
+        sums = tl.dot(tile, part, sums)
+        if SWIGLU:
+            up_tile = tl.load(up_at + start, mask=is_column[:, None] & inside[None, :], other=0.0)
+            up_sums = tl.dot(up_tile, part, up_sums)
+
+    result = sums.to(dtype)
+    if SWIGLU:
+        gate = result.to(tl.float32)
+        result = (gate * tl.sigmoid(gate)).to(dtype) * up_sums.to(dtype)
+    out_at = m[None, :] * height + n[:, None]
+    mask = is_row[None, :] & is_column[:, None]
+    if RESIDUAL:
+        result += tl.load(residual + out_at, mask=mask)
+    tl.store(out + out_at, result, mask=mask)

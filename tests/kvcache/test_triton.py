@@ -1,0 +1,166 @@
+"""The GPU kernels: in Triton's interpreter where there is no GPU, with the same expectations on one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from attention_cases import GPU, Case, cases, check_halves
+from decoding import Decoding
+from hypothesis import HealthCheck, example, given, settings
+
+from cleave.errors import AttentionError
+from cleave.kvcache.backend import create_backend
+from cleave.kvcache.server import AttentionServer
+from cleave.kvcache.spec import AttentionSpec, RopeSpec
+from cleave.kvcache.step import Chunk
+
+pytest.importorskip("triton")
+ROPE = RopeSpec("default", 10_000.0, 16)
+SPEC = AttentionSpec(4, 2, 16, 0.25, ROPE)
+SHARED = AttentionSpec(2, 1, 16, 0.25, ROPE)
+MIXED = Case(
+    specs=(
+        AttentionSpec(6, 2, 20, 0.3, RopeSpec("default", 100.0, 8), window=21, softcap=5.0),
+        AttentionSpec(3, 3, 80, 0.11, None),
+    ),
+    steps=((47, 0, 1), (1, 33, 1), (17, 1, 15), (1, 1, 1)),
+    page_size=16,
+    seed=7,
+)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(case=cases())
+@example(case=MIXED)
+def test_a_mixed_batch_is_attention_over_each_whole_sequence(case: Case) -> None:
+    check_halves(case, "float32")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_loses_no_more_than_its_own_rounding(dtype: str) -> None:
+    check_halves(MIXED, dtype)
+
+
+def test_fixed_splits_give_the_same_sums() -> None:
+    check_halves(MIXED, "float32", deterministic=True)
+
+
+BORDERS = (0, 1, 15, 16, 17, 31, 32, 63, 64, 65, 130, 200)
+
+
+def test_histories_that_end_at_any_place_of_a_page() -> None:
+    decoding = Decoding(BORDERS, SPEC)
+    out = decoding.step(range(len(BORDERS))).cpu().numpy()
+    for sequence in range(len(BORDERS)):
+        np.testing.assert_allclose(out[sequence], decoding.truth(sequence), rtol=3e-5, atol=3e-5)
+
+
+def test_rows_past_the_step_are_zero_and_store_nothing() -> None:
+    decoding = Decoding((40, 5, 17), SPEC)
+    exact = decoding.step([0, 2])
+    padded = decoding.step([0, 2], spare=6)
+    assert torch.equal(padded[:2], exact)
+    assert not padded[2:].any()
+    assert torch.equal(decoding.step([1, 0, 2])[1:], exact)
+
+
+def test_a_long_history_is_split_and_summed() -> None:
+    decoding = Decoding((700,), SHARED)
+    out = decoding.step([0]).cpu().numpy()
+    np.testing.assert_allclose(out[0], decoding.truth(0), rtol=3e-5, atol=3e-5)
+
+
+def test_with_fixed_splits_a_row_is_the_same_bits_in_any_batch() -> None:
+    decoding = Decoding((600, 3, 257), SHARED, "float16", {"deterministic": True})
+    alone = [decoding.step([sequence])[0] for sequence in range(3)]
+    for order in ([2, 0], [0, 1, 2], [1, 2, 0]):
+        together = decoding.step(order)
+        for row, sequence in enumerate(order):
+            assert torch.equal(together[row], alone[sequence])
+
+
+def test_decode_steps_have_one_graph_key_and_others_none() -> None:
+    decoding = Decoding((40, 5, 17), SPEC)
+    assert decoding.server.graph_key is None
+    keys = set()
+    for sequences in ([0], [1, 2], [0, 1, 2]):
+        decoding.server.plan([Chunk(sequence, decoding.lengths[sequence], 1) for sequence in sequences])
+        keys.add(decoding.server.graph_key)
+        decoding.server.rollback()
+    assert len(keys) == 1
+    assert None not in keys
+    decoding.server.plan([Chunk(1, 5, 2), Chunk(0, 40, 1)])
+    assert decoding.server.graph_key is None
+
+
+def server(**options: Any) -> AttentionServer:
+    defaults = {"num_pages": 4, "max_position": 64, "max_tokens": 8, "device": GPU, "dtype": "float32"}
+    return AttentionServer([SPEC], backend="triton", **defaults | options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"dtype": "float64"}, ("float64", "float16")),
+        ({"max_sequences": 9}, ("max_sequences", "8")),
+        ({"device": "meta"}, ("NVIDIA GPU", "meta")),
+    ],
+)
+def test_options_that_are_not_allowed(options: dict[str, Any], words: tuple[str, ...]) -> None:
+    with pytest.raises(AttentionError) as caught:
+        server(**options)
+    assert all(word in str(caught.value) for word in words)
+
+
+@pytest.mark.skipif(GPU == "cuda", reason="there is a GPU")
+def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(AttentionError, match="needs an NVIDIA GPU"):
+        server(device="cuda")
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with pytest.raises(AttentionError, match="TRITON_INTERPRET=1"):
+        server()
+
+
+def test_a_gpu_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    with pytest.raises(AttentionError, match=r"Tesla T4 has compute capability 7\.5; .* needs 8\.0"):
+        server(device="cuda")
+
+
+def test_tensors_that_do_not_fit() -> None:
+    attention = server()
+    attention.open(0)
+    attention.plan([Chunk(0, 0, 2)])
+    q, k, out = (torch.zeros(2, size, device=GPU) for size in (64, 32, 64))
+    for bad in (
+        (q[:1], k[:1], k[:1], out[:1]),
+        (q, k, k[:1], out),
+        (q, k, k.half(), out),
+        (q[:, :32], k, k, out),
+        (q.t().contiguous().t(), k, k, out),
+        (q, k, k, torch.zeros(2, 128, device=GPU)[:, :64]),
+    ):
+        with pytest.raises(AttentionError, match="it must be"):
+            attention.run(0, *bad)
+    attention.run(0, q, k, k, out)
+
+
+def test_too_many_chunks_are_refused_with_the_limit() -> None:
+    attention = server(max_sequences=2)
+    for sequence in range(3):
+        attention.open(sequence)
+    with pytest.raises(AttentionError, match="max_sequences allows 2"):
+        attention.plan([Chunk(sequence, 0, 1) for sequence in range(3)])
+    assert attention.free_pages == 4
+
+
+def test_no_step_is_planned() -> None:
+    attention = server()
+    backend = create_backend("triton", attention.shape, device=GPU, dtype="float32")
+    with pytest.raises(AttentionError, match="no step is planned"):
+        backend.run(0, None, None, None, None)
