@@ -55,6 +55,7 @@ _SECTIONS = {
         "Structured output",
         "The masks of two libraries; what each makes of the features of JSON Schema (ignored: it lets "
         "through what the schema forbids); and what masks cost the engine's thread, microseconds a request.",
+    ),
     "start_up": (
         "Start-up",
         "Until an engine can run; files are in the page cache but where a row says otherwise. `in turn`: "
@@ -63,6 +64,11 @@ _SECTIONS = {
         "the same; `no packing`: those without packing, which gives other bits.",
     ),
     "scheduler": ("Scheduler", "The cost of a scheduling decision."),
+    "tensorrt_rtx_build": (
+        "Building for TensorRT for RTX",
+        "One middle plan for all layers beside one for each layer, and weights as inputs of the plans beside "
+        "weights inside. Built without a GPU; nothing was run, so what sharing costs in fusion is not known.",
+    ),
 }
 
 
@@ -115,6 +121,8 @@ def _vs_vllm(figures: Mapping[str, Any]) -> str:
     names = [side["name"] for side in figures["sides"].values()]
     head = f"**{figures['shape']}**, {figures['dtype']}, one {figures['gpu']}.\n"
     return f"{head}\n{_table(['', *names, 'ratio'], rows)}"
+
+
 def _start_up(figures: Mapping[str, Any]) -> str:
     head = ["way", "load, s", "first step, ms", "decode, ms", "own memory, MiB", "mapped, MiB", "peak, MiB"]
     head.append("same logits")

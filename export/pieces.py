@@ -38,6 +38,8 @@ class Piece:
     hands_on: dict[str, str]
     """Input `carried_i` of the next piece -> what it is here: an output, or an input that passes through
     untouched and is no output of `model`, to spare a copy (the residual of layer 0 is `inputs_embeds`)."""
+    nodes: tuple[str, ...] = ()
+    """What each node of `model` is called in the whole graph."""
 
 
 def cut(model: onnx.ModelProto) -> list[Piece]:
@@ -59,7 +61,7 @@ def cut(model: onnx.ModelProto) -> list[Piece]:
                 "Cleave shares one middle piece between all layers and cannot run this graph"
             )
     shared = [
-        Piece(middles[0].model, piece.inputs, piece.outputs, piece.weights, piece.hands_on)
+        Piece(middles[0].model, piece.inputs, piece.outputs, piece.weights, piece.hands_on, piece.nodes)
         for piece in middles
     ]
     return [pieces[0], *shared, pieces[-1]]
@@ -198,7 +200,8 @@ class _Graph:
         )
         opsets = [opset for opset in self.model.opset_import if opset.domain != DOMAIN]
         piece = helper.make_model(graph, opset_imports=opsets, ir_version=self.model.ir_version)
-        return Piece(piece, tuple(names[name] for name in inputs), tuple(results.values()), weights, hands_on)
+        given, gives = tuple(names[name] for name in inputs), tuple(results.values())
+        return Piece(piece, given, gives, weights, hands_on, tuple(node.name for node in nodes))
 
     def _value(self, name: str, renamed: str) -> onnx.ValueInfoProto:
         if name not in self.types:

@@ -140,6 +140,13 @@ _KINDS = {
         "gpu",
         builder="cleave.runtime.engines.inductor.builder:InductorBuilder",
     ),
+    "tensorrt_rtx": _Kind(
+        "cleave.runtime.engines.tensorrt_rtx.engine",
+        "TensorRtRtxEngine",
+        "tensorrt_rtx_bindings",
+        "rtx",
+        builder="cleave.runtime.engines.tensorrt_rtx.builder:TensorRtRtxBuilder",
+    ),
 }
 
 

@@ -17,11 +17,11 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
-from cleave.errors import EngineError
 from cleave.export.artifact import WEIGHTS, Artifact
 from cleave.export.pieces import ATTENTION, Piece, cut, widen
 from cleave.runtime.engines.engine import Attention, EngineOptions, Observer
 from cleave.runtime.engines.residual import check_observable, with_residual
+from cleave.runtime.engines.wires import wire
 from cleave.threads import physical_cores, session_options
 
 _BINDINGS_KEPT = 64
@@ -142,33 +142,9 @@ class _Buffers:
 
     def __init__(self, pieces: list[Piece], max_tokens: int, vocab: int) -> None:
         self._vocab = vocab
-        self._wires: list[tuple[dict[str, str], dict[str, str]]] = []
-        widths: dict[str, int] = {}
-        self._residuals: list[str] = []
-        carried: dict[str, str] = {}
-        for index, piece in enumerate(pieces):
-            inputs = {name: carried.get(name, name) for name in piece.inputs}
-            # A carry is read and written by the same piece, so it alternates between two buffers.
-            outputs = {
-                name: f"{name}/{index % 2}" if name in piece.hands_on.values() else name
-                for name in piece.outputs
-            }
-            if index and not set(piece.hands_on.values()) <= set(piece.outputs):
-                raise EngineError(
-                    "a middle piece hands on what it did not compute; this engine cannot run it"
-                )
-            here = inputs | outputs
-            given = [*piece.hands_on.values(), *piece.outputs]
-            self._residuals.append(here[given[0] if piece.hands_on else given[-1]])
-            carried = {name: here[source] for name, source in piece.hands_on.items()}
-            self._wires.append((inputs, outputs))
-            for value in (*piece.model.graph.input, *piece.model.graph.output):
-                dims = value.type.tensor_type.shape.dim
-                if value.name in here and len(dims) == 2:
-                    widths[here[value.name]] = dims[1].dim_value
-        del widths["logits"]
+        self._wires = wire(pieces)
         self._arrays: dict[str, _Array] = {
-            name: np.empty((max_tokens, width), np.float32) for name, width in widths.items()
+            name: np.empty((max_tokens, width), np.float32) for name, width in self._wires.widths.items()
         }
         self._logits = np.empty((0, vocab), np.float32)
 
@@ -186,7 +162,7 @@ class _Buffers:
         arrays["logits"] = self._logits[:rows]
         values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
         bindings = []
-        for session, (inputs, outputs) in zip(sessions, self._wires, strict=True):
+        for session, inputs, outputs in zip(sessions, self._wires.inputs, self._wires.outputs, strict=True):
             binding = session.io_binding()
             for name, buffer in inputs.items():
                 binding.bind_ortvalue_input(name, values[buffer])
@@ -201,7 +177,7 @@ class _Buffers:
             attention=arrays[ATTENTION],
             logit_rows=arrays["logit_rows"],
             logits=arrays["logits"],
-            residuals=[arrays[name] for name in self._residuals],
+            residuals=[arrays[name] for name in self._wires.residuals],
             bindings=bindings,
         )
 

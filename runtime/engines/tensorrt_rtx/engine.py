@@ -1,0 +1,268 @@
+"""The engine kind `tensorrt_rtx`: three plans, run between calls of the attention server.
+
+Memory, streams and graphs are torch's, since the attention backends of a GPU compute on torch tensors:
+TensorRT gets addresses into them, and one allocator knows what a captured graph holds on to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cleave.errors import EngineError
+from cleave.export.artifact import Artifact
+from cleave.export.pieces import Piece, cut
+from cleave.runtime.engines.engine import Attention, EngineOptions, Observer
+from cleave.runtime.engines.inductor.graphs import DecodeGraphs
+from cleave.runtime.engines.inductor.inputs import StepInputs, check_rows
+from cleave.runtime.engines.inductor.weights import DeviceWeights
+from cleave.runtime.engines.tensorrt_rtx import architecture, library
+from cleave.runtime.engines.tensorrt_rtx.buffers import Buffers
+from cleave.runtime.engines.tensorrt_rtx.build import distinct
+from cleave.runtime.engines.tensorrt_rtx.builder import TensorRtRtxBuilder
+from cleave.runtime.engines.tensorrt_rtx.device import check_device, compute_capability
+from cleave.runtime.engines.tensorrt_rtx.execution import Plan
+from cleave.runtime.engines.tensorrt_rtx.plan import EngineDescription
+
+_log = logging.getLogger("cleave")
+Tensor = torch.Tensor
+_Array = npt.NDArray[Any]
+
+
+class TensorRtRtxEngine:
+    """See `cleave.runtime.engines.engine.DeviceEngine`.
+
+    A step whose attention server offers a `graph_key` is padded to a decode bucket and replayed as one
+    CUDA graph; all others are enqueued piece by piece in the prefill profile.
+    """
+
+    kind = "tensorrt_rtx"
+
+    def __init__(self, artifact: Artifact, options: EngineOptions) -> None:
+        """Load plans and weights; without `options.cache` the plans are built first.
+
+        Raises EngineError for a GPU, driver or plan that does not fit, MissingPackage.
+        """
+        manifest = artifact.manifest
+        self._device = check_device(options.device)
+        self._trt = library.load()
+        capability = compute_capability(self._device)
+        architecture.check(capability, self._trt)
+        self.device, self.dtype = str(self._device), manifest.dtype
+        self.notes: tuple[str, ...] = ()
+        pieces = cut(artifact.batchful_graph())
+        self._last = len(pieces) - 1
+        self._logger = library.make_logger(self._trt)
+        self._runtime = self._trt.Runtime(self._logger)
+        with self._plans_of(artifact, options) as folder:
+            described = EngineDescription.read(folder)
+            _check_fits(described, options, capability)
+            _check_model(described, distinct(pieces))
+            self._plans = {
+                piece.name: Plan(self._trt, self._logger, self._runtime, folder / piece.file, piece)
+                for piece in described.pieces
+            }
+        self._profiles = described.profiles
+        self._weights = DeviceWeights(artifact, getattr(torch, self.dtype), self._device)
+        self._embedding = self._weights.get((manifest.embedding,))
+        self._scale = None
+        if manifest.embedding_scale != 1:
+            self._scale = self._embedding.new_tensor(manifest.embedding_scale)
+        scratch = max(256, *(plan.scratch_bytes for plan in self._plans.values()))
+        self._scratch = torch.empty(scratch, dtype=torch.uint8, device=self._device)
+        self._buffers = Buffers(
+            pieces, self._profiles, self._embedding.dtype, manifest.vocab_size, self._device
+        )
+        # The addresses of a layer never change: buffers are made once, and weights lie where they lie.
+        self._addresses = [
+            self._buffers.addresses(index)
+            | {name: self._weights.get((tensor,)).data_ptr() for name, tensor in piece.weights.items()}
+            for index, piece in enumerate(pieces)
+        ]
+        self._inputs = StepInputs(described.profiles.max_tokens, self._device)
+        self._capturable: dict[int, bool] = {}
+        self._graphs = DecodeGraphs(self._profiles.buckets, self._device)
+        self._stream = _new_stream(self._device)
+        self._host_logits = torch.empty(0, manifest.vocab_size)
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """See `DeviceEngine`."""
+        return self._profiles.buckets
+
+    def run(self, token_ids: _Array, logit_rows: _Array, attention: Attention) -> _Array:
+        """See `Engine.run`."""
+        logits = self.run_on_device(token_ids, logit_rows, attention)
+        if len(logits) > len(self._host_logits):
+            self._host_logits = torch.empty(logits.shape, pin_memory=self._stream is not None)
+        self._host_logits[: len(logits)].copy_(logits)
+        result: _Array = self._host_logits[: len(logits)].numpy()
+        return result
+
+    def run_on_device(self, token_ids: _Array | Tensor, logit_rows: _Array, attention: Attention) -> Tensor:
+        """See `DeviceEngine.run_on_device`. Raises EngineError for a step that fits no profile."""
+        tokens = len(token_ids)
+        self._profiles.check(tokens)
+        check_rows(logit_rows, tokens)
+        key: Hashable | None = getattr(attention, "graph_key", None)
+        number = self._profiles.bucket(tokens) if key is not None else None
+        with self._own_stream():
+            if number is None or key is None:
+                given = self._inputs.send(token_ids, logit_rows, tokens, len(logit_rows))
+                return self._forward(self._profiles.prefill, *given, attention)
+            bucket = self._profiles.buckets[number]
+            given = self._inputs.send(token_ids, logit_rows, bucket, bucket)
+            logits = self._captured(number, key, lambda: self._forward(number, *given, attention))
+            return logits[: len(logit_rows)]
+
+    def free_memory(self) -> int | None:
+        """See `DeviceEngine.free_memory`: runs the largest step over an attention that does nothing."""
+        if self._stream is None:
+            return None
+        tokens = self._profiles.max_tokens
+        self.run_on_device(
+            np.zeros(tokens, np.int64), np.arange(self._profiles.max_sequences), _NoAttention()
+        )
+        torch.cuda.synchronize(self._device)
+        free, _ = torch.cuda.mem_get_info(self._device)
+        return int(free)
+
+    def observe(self, observer: Observer | None) -> None:
+        """See `Engine.observe`. Raises EngineError: the last plan does not give its residual."""
+        if observer is not None:
+            raise EngineError(
+                "the plans of the engine tensorrt_rtx do not give every residual, so it cannot be observed; "
+                "observe the engine onnxruntime or inductor"
+            )
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        if self._stream is not None:
+            self._stream.synchronize()
+        self._graphs.clear()
+        for plan in self._plans.values():
+            plan.close()
+        self._plans.clear()
+        self._runtime = None
+        self._addresses.clear()
+        self._weights.clear()
+
+    @contextlib.contextmanager
+    def _plans_of(self, artifact: Artifact, options: EngineOptions) -> Iterator[Path]:
+        """The folder with the plans; for as long as it is read, where they have to be built first."""
+        if options.cache is not None:
+            yield options.cache
+            return
+        with tempfile.TemporaryDirectory(prefix="cleave-engine-") as folder:
+            TensorRtRtxBuilder(artifact, options).build(Path(folder), None)
+            yield Path(folder)
+
+    @contextlib.contextmanager
+    def _own_stream(self) -> Iterator[None]:
+        """TensorRT and attention run on a stream of the engine's own, in order with the caller's.
+
+        The caller's is often the default stream, which TensorRT would synchronise around.
+        """
+        if self._stream is None:
+            yield
+            return
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            yield
+        current.wait_stream(self._stream)
+
+    def _captured(self, number: int, key: Hashable, step: Callable[[], Tensor]) -> Tensor:
+        """The step of a bucket as a graph; piece by piece where TensorRT says that it cannot be captured."""
+        if number not in self._capturable:
+            given = step()  # TensorRT compiles kernels in the first run
+            self._capturable[number] = all(
+                self._context(plan, number).is_capturable(self._handle) for plan in self._plans.values()
+            )
+            if not self._capturable[number]:
+                _log.warning("decode steps of %d tokens cannot be captured", self._profiles.buckets[number])
+                return given
+        if not self._capturable[number]:
+            return step()
+        return self._graphs.run(self._profiles.buckets[number], key, step)
+
+    def _forward(self, number: int, token_ids: Tensor, logit_rows: Tensor, attention: Attention) -> Tensor:
+        """All pieces in profile `number`: logits [rows, vocab] float32."""
+        tokens = len(token_ids)
+        buffers = self._buffers
+        embeds = buffers.rows("inputs_embeds", tokens)
+        torch.index_select(self._embedding, 0, token_ids, out=embeds)
+        if self._scale is not None:
+            embeds *= self._scale
+        q, k, v, out = (buffers.rows(name, tokens) for name in ("q", "k", "v", "attention"))
+        for layer in range(self._last):
+            self._enqueue("middle" if layer else "first", layer, number, tokens)
+            attention.run(layer, q, k, v, out)
+        most = self._profiles.max_sequences
+        if len(logit_rows) <= most:
+            return self._logits(number, tokens, logit_rows)
+        parts = [self._logits(number, tokens, part).clone() for part in torch.split(logit_rows, most)]
+        return torch.cat(parts)
+
+    def _logits(self, number: int, tokens: int, logit_rows: Tensor) -> Tensor:
+        """The last piece: logits of as many rows as a profile takes, in memory that the next call uses."""
+        rows = len(logit_rows)
+        self._buffers.logit_rows[:rows].copy_(logit_rows)
+        self._enqueue("last", self._last, number, tokens, rows)
+        return self._buffers.logits[:rows]
+
+    def _enqueue(self, name: str, index: int, number: int, tokens: int, rows: int = 0) -> None:
+        context = self._context(self._plans[name], number)
+        context.run(self._buffers.shapes(index, tokens, rows), self._addresses[index], self._handle)
+
+    def _context(self, plan: Plan, number: int) -> Any:
+        scratch = self._scratch.data_ptr(), self._scratch.nbytes
+        return plan.context(number, self._profiles, scratch, self._handle)
+
+    @property
+    def _handle(self) -> int:
+        """The stream under way, as TensorRT takes it: the engine's own, or that of a capture."""
+        return 0 if self._stream is None else int(torch.cuda.current_stream(self._device).cuda_stream)
+
+
+def _new_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """A stream of the engine's own; None on the host, which has none."""
+    return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+
+class _NoAttention:
+    """Stands in for the attention server where only the memory of a step counts."""
+
+    def run(self, layer: int, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+        """See `Attention.run`; out is left as it is."""
+
+
+def _check_model(described: EngineDescription, pieces: Mapping[str, Piece]) -> None:
+    """Raises EngineError where plans are not of these pieces."""
+    found = {piece.name: piece for piece in described.pieces}
+    if found.keys() != pieces.keys() or not all(found[name].is_of(pieces[name]) for name in pieces):
+        raise EngineError("this engine was built for another model; build it again for this artifact")
+
+
+def _check_fits(described: EngineDescription, options: EngineOptions, capability: str) -> None:
+    """Raises EngineError where plans are for other GPUs or smaller steps."""
+    if capability not in described.compute_capabilities:
+        raise EngineError(
+            f"this engine was built for compute capability {', '.join(described.compute_capabilities)}, and "
+            f"this GPU has {capability}; build it with --compute_capability {capability}"
+        )
+    profiles = described.profiles
+    if options.max_tokens > profiles.max_tokens:
+        raise EngineError(
+            f"this engine was built for steps of up to {profiles.max_tokens} tokens, and "
+            f"{options.max_tokens} are asked for; build it with --max_tokens_per_step "
+            f"{options.max_tokens}, or lower max_tokens_per_step to {profiles.max_tokens}"
+        )
