@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from attention_cases import GPU, Case, cases, check_halves
 from decoding import Decoding
 from hypothesis import HealthCheck, example, given, settings
 
-from cleave.errors import AttentionError
+from cleave.errors import AttentionError, MissingPackage
 from cleave.kvcache.backend import create_backend
 from cleave.kvcache.server import AttentionServer
 from cleave.kvcache.spec import AttentionSpec, RopeSpec
@@ -124,6 +125,15 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(AttentionError, match="TRITON_INTERPRET=1"):
         server()
+
+
+def test_without_triton_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = server().shape
+    for name in [name for name in sys.modules if name.startswith("cleave.kvcache.backends.triton")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(MissingPackage, match="the triton attention backend needs triton: pip install"):
+        create_backend("triton", shape)
 
 
 def test_a_gpu_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
