@@ -35,7 +35,7 @@ MIXED = Case(
 )
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(case=cases())
 @example(case=MIXED)
 def test_a_mixed_batch_is_attention_over_each_whole_sequence(case: Case) -> None:
