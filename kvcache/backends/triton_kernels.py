@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 LOWEST = tl.constexpr(-1.0e30)
-"""The score of a key that is not seen. Finite, so that a row which has seen none yet stays free of NaN."""
+"""The score of a key that is not seen: finite, so that a row which has seen none yet is free of NaN."""
 
 
 @triton.jit
