@@ -42,7 +42,8 @@ _SECTIONS = {
     ),
     "sampler": (
         "Sampler",
-        "Choosing the next tokens of a batch. A pass is one reading of its logits at the machine's bandwidth; "
+        "Choosing the next tokens of a batch. A pass is one reading of its logits at the machine's "
+        "bandwidth; "
         "`flat`: 90 % of the probability are tens of thousands of tokens.",
     ),
     "export_memory": ("Memory of an export", "Peak memory of the process beside the size of the checkpoint."),

@@ -9,6 +9,7 @@ from typing import Any
 
 from cleave.errors import ArtifactError, RequestError
 from cleave.runtime.sampling import checks
+from cleave.runtime.structured.params import StructuredOutput
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 256
@@ -71,8 +72,8 @@ class SamplingParams:
     """The only tokens that may be generated; kept as a tuple."""
     bad_words: str | Sequence[str] | None = None
     """Strings whose tokens are never completed; kept as a tuple."""
-    structured: Any = None
-    """What text the answer has to be: a `StructuredOutput`."""
+    structured: StructuredOutput | None = None
+    """What text the whole answer has to be."""
 
     def __post_init__(self) -> None:
         """Raises RequestError for values that are not allowed."""
@@ -84,6 +85,8 @@ class SamplingParams:
                 raise RequestError(f"{name} is None; leave it out, or give a value")
         checks.flag("include_stop_str_in_output", self.include_stop_str_in_output)
         checks.flag("ignore_eos", self.ignore_eos)
+        if self.structured is not None and not isinstance(self.structured, StructuredOutput):
+            raise checks.refuse("structured", self.structured, "a StructuredOutput, or None")
         if self.top_k == -1:
             object.__setattr__(self, "top_k", 0)
         if self.allowed_token_ids is not None and not self.allowed_token_ids:

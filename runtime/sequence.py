@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cleave.errors import CleaveError
 from cleave.kvcache.keys import PageKeys
 from cleave.runtime.request import FinishReason
 from cleave.runtime.sampling.logprobs import TokenLogprobs
@@ -81,8 +82,12 @@ class Sequence:
             self.logprobs.append(logprobs)
         if self.keys is not None:
             self.keys.append(token)
-        if self.sampling is not None:
-            self.sampling.accept(token)
+        try:
+            if self.sampling is not None:
+                self.sampling.accept(token)
+        except CleaveError as error:  # the grammar's, and nobody else's
+            self.finish("error", str(error))
+            return
         if token in self.stop_token_ids or (self.sampling is not None and self.sampling.is_complete):
             self.finish("stop")
         elif len(self.output) >= self.max_tokens:
