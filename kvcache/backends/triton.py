@@ -20,6 +20,7 @@ from cleave.kvcache.step import StepPlan
 
 try:
     import torch
+    import triton
 
     from cleave.kvcache.backends.triton_buffer import StepBuffer, aligned
     from cleave.kvcache.backends.triton_kernels import append_kernel, decode_kernel, prefill_kernel
@@ -29,7 +30,8 @@ except ImportError as error:
 Tensor = torch.Tensor
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _OLDEST = (8, 0)
-_CPU_PROCESSORS = 4
+_INTERPRETED = (4, 1 << 18)
+"""The interpreter's multiprocessors: few, so that a test's histories are split as long ones are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,13 +218,13 @@ class TritonBackend:
 
     def _divide(self, deterministic: bool) -> tuple[list[Kind], list[int], list[Tuning]]:
         """The kinds, the kind of each layer, and its block sizes."""
-        processors = _processors(self._device)
+        processors, shared_memory = _resources(self._device)
         # The interpreter takes the blocks that a GPU has: fewer and larger ones suit it too.
         item_bytes = self._dtype.itemsize if self._device.type == "cuda" else 2
         kinds: dict[Kind, int] = {}
         kind_of_layer, tunings = [], []
         for spec in self._shape.specs:
-            tuning = tune(spec, item_bytes, processors)
+            tuning = tune(spec, item_bytes, processors, shared_memory)
             extra = max(1, tuning.programs // spec.kv_heads)
             tile_tokens = tuning.prefill.rows // (spec.heads // spec.kv_heads)
             kind = Kind(spec.window, tile_tokens, tuning.decode.keys, extra, deterministic)
@@ -368,10 +370,13 @@ def _usable(name: str) -> torch.device:
     return device
 
 
-def _processors(device: torch.device) -> int:
+def _resources(device: torch.device) -> tuple[int, int]:
+    """Multiprocessors, and the bytes of shared memory that a program can have on each."""
     if device.type == "cpu":
-        return _CPU_PROCESSORS
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+        return _INTERPRETED
+    index = torch.cuda.current_device() if device.index is None else device.index
+    properties = triton.runtime.driver.active.utils.get_device_properties(index)
+    return int(properties["multiprocessor_count"]), int(properties["max_shared_mem"])
 
 
 def _blocks(blocks: Any) -> dict[str, Any]:

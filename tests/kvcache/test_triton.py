@@ -18,6 +18,8 @@ from cleave.kvcache.spec import AttentionSpec, RopeSpec
 from cleave.kvcache.step import Chunk
 
 pytest.importorskip("triton")
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")
+"""Triton's interpreter makes an index of an array of one number."""
 ROPE = RopeSpec("default", 10_000.0, 16)
 SPEC = AttentionSpec(4, 2, 16, 0.25, ROPE)
 SHARED = AttentionSpec(2, 1, 16, 0.25, ROPE)
