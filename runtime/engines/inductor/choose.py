@@ -13,7 +13,13 @@ import torch.nn.functional as F
 from cleave.runtime.engines.inductor.small import Blocks, small_linear
 
 Tensor = torch.Tensor
-_VECTOR = (Blocks(4, 512, 4), Blocks(4, 1024, 4), Blocks(2, 1024, 2))
+_VECTOR = (
+    Blocks(2, 1024, 2),
+    Blocks(4, 512, 4),
+    Blocks(4, 1024, 4),
+    Blocks(4, 1024, 8),
+    Blocks(8, 512, 4),
+)
 _MATRIX = (Blocks(16, 128, 2, 6), Blocks(32, 128, 4, 5), Blocks(64, 64, 4, 6), Blocks(64, 128, 4, 4))
 """What was fastest for some shape on an H200; all others of a wider search never were."""
 _COLD = 200 << 20
