@@ -21,7 +21,7 @@ _VECTOR = (
     Blocks(8, 512, 4),
 )
 _MATRIX = (Blocks(16, 128, 2, 6), Blocks(32, 128, 4, 5), Blocks(64, 64, 4, 6), Blocks(64, 128, 4, 4))
-"""What was fastest for some shape on an H200; all others of a wider search never were."""
+"""From a wider search on an H200: for every shape one of them is within 2 % of the fastest."""
 _COLD = 200 << 20
 """Bytes of weights that are read in turn, so that none is still in the GPU's cache."""
 _LAUNCH = 2e-6
