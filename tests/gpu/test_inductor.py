@@ -27,18 +27,6 @@ PROMPTS = (24, 17, 40)
 DECODED = 6
 
 
-@pytest.fixture(scope="module")
-def demo(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Artifact]:
-    """The demo artifact in a dtype."""
-
-    def get(dtype: str) -> Artifact:
-        folder = tmp_path_factory.mktemp(dtype)
-        export(ExportRequest(str(demo_checkpoint), folder, dtype=dtype, check=False))
-        return Artifact.open(folder, verify=False)
-
-    return get
-
-
 class Loaded:
     """An engine over the attention backend triton, and random tokens that it reads."""
 
@@ -82,6 +70,21 @@ class Loaded:
         return logits
 
 
+@pytest.fixture(scope="module")
+def loaded(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Loaded]:
+    """The demo checkpoint in a dtype."""
+    made: dict[str, Loaded] = {}
+
+    def get(dtype: str) -> Loaded:
+        if dtype not in made:
+            folder = tmp_path_factory.mktemp(dtype)
+            export(ExportRequest(str(demo_checkpoint), folder, dtype=dtype, check=False))
+            made[dtype] = Loaded(Artifact.open(folder, verify=False))
+        return made[dtype]
+
+    return get
+
+
 class Ungraphed:
     """The attention server without its graph key, so that steps are launched one by one."""
 
@@ -94,12 +97,12 @@ class Ungraphed:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float16", 5e-3), ("bfloat16", 4e-2)])
 def test_logits_are_those_of_transformers_in_float32(
-    demo: Callable[[str], Artifact], demo_checkpoint: Path, dtype: str, tolerance: float
+    loaded: Callable[[str], Loaded], demo_checkpoint: Path, dtype: str, tolerance: float
 ) -> None:
-    loaded = Loaded(demo(dtype))
+    cut = loaded(dtype)
     model = AutoModelForCausalLM.from_pretrained(demo_checkpoint, dtype=torch.float32)
-    steps = np.stack(loaded.logits())
-    for number, (tokens, prompt) in enumerate(zip(loaded.tokens, PROMPTS, strict=True)):
+    steps = np.stack(cut.logits())
+    for number, (tokens, prompt) in enumerate(zip(cut.tokens, PROMPTS, strict=True)):
         with torch.no_grad():
             truth = model(torch.from_numpy(tokens)[None]).logits[0, prompt - 1 :].numpy()
         got = steps[:, number]
@@ -107,13 +110,13 @@ def test_logits_are_those_of_transformers_in_float32(
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_a_replayed_graph_gives_what_its_launches_give(demo: Callable[[str], Artifact], dtype: str) -> None:
-    loaded = Loaded(demo(dtype))
-    first, replayed = loaded.logits(), loaded.logits()
+def test_a_replayed_graph_gives_what_its_launches_give(loaded: Callable[[str], Loaded], dtype: str) -> None:
+    cut = loaded(dtype)
+    first, replayed = cut.logits(), cut.logits()
     for one, other in zip(first, replayed, strict=True):
         np.testing.assert_array_equal(one, other)
     # Three rows, as here, have a graph of four: the functions differ, and with them the roundings.
-    launched = loaded.logits(Ungraphed(loaded.attention))
+    launched = cut.logits(Ungraphed(cut.attention))
     tolerance = 3e-3 if dtype == "float16" else 2e-2
     for one, other in zip(replayed, launched, strict=True):
         assert np.linalg.norm(one - other) / np.linalg.norm(other) < tolerance
