@@ -90,7 +90,8 @@ class TritonBackend:
         self._layers: list[Layer] = []
         self._shape = shape
         self._max_sequences = max_sequences
-        self._kinds, kind_of_layer, tunings = self._divide(deterministic)
+        self._deterministic = deterministic
+        self._kinds, kind_of_layer, tunings = self._divide()
         try:
             self._allocate(kind_of_layer, tunings)
         except torch.OutOfMemoryError:
@@ -194,7 +195,7 @@ class TritonBackend:
         """Give the pages back."""
         self._layers, self._step = [], None
 
-    def _divide(self, deterministic: bool) -> tuple[list[Kind], list[int], list[Tuning]]:
+    def _divide(self) -> tuple[list[Kind], list[int], list[Tuning]]:
         """The kinds, the kind of each layer, and its block sizes."""
         processors, shared_memory = resources(self._device)
         # The interpreter takes the blocks that a GPU has: fewer and larger ones suit it too.
@@ -205,7 +206,7 @@ class TritonBackend:
             tuning = tune(spec, item_bytes, processors, shared_memory)
             extra = max(1, tuning.programs // spec.kv_heads)
             tile_tokens = tuning.prefill.rows // (spec.heads // spec.kv_heads)
-            kind = Kind(spec.window, tile_tokens, tuning.decode.keys, extra, deterministic)
+            kind = Kind(spec.window, tile_tokens, tuning.decode.keys, extra, self._deterministic)
             kind_of_layer.append(kinds.setdefault(kind, len(kinds)))
             tunings.append(tuning)
         return list(kinds), kind_of_layer, tunings
@@ -242,7 +243,15 @@ class TritonBackend:
 
         tables = {spec.rope: full_tables(spec.rope, shape.max_position, device) for spec in shape.specs}
         self._layers = [
-            make_layer(shape, spec, number, tuning, self._dtype, *tables[spec.rope])
+            make_layer(
+                shape,
+                spec,
+                number,
+                tuning,
+                self._dtype,
+                *tables[spec.rope],
+                deterministic=self._deterministic,
+            )
             for spec, number, tuning in zip(shape.specs, kind_of_layer, tunings, strict=True)
         ]
 

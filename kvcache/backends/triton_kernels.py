@@ -142,7 +142,7 @@ def prefill_kernel(
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr,
     PAGE: tl.constexpr, SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
-    WIDEN: tl.constexpr,
+    WIDEN: tl.constexpr, ALL_MASKED: tl.constexpr,
 ):  # fmt: skip
     """One tile of query rows of one chunk and one KV head; tiles [tiles, 4] int32: see `triton_work`.
 
@@ -171,8 +171,9 @@ def prefill_kernel(
     begin = 0
     if WINDOW > 0:
         begin = tl.maximum(start - WINDOW + 1, 0) // BLOCK_N * BLOCK_N
-    # All rows of the tile see the whole of the blocks before this one.
-    edge = tl.maximum((start + 1) // BLOCK_N * BLOCK_N, begin)
+    # All rows of the tile see the whole of the blocks before this one. Without masks the compiler rounds
+    # otherwise, so that where the tile begins would show in the bits.
+    edge = begin if ALL_MASKED else tl.maximum((start + 1) // BLOCK_N * BLOCK_N, begin)
     top, total, acc = attend(
         x, top, total, acc, begin, edge, position, keys, values, pages, kv_head, d,
         KV_HEADS, D, PAGE, SCALE, SOFTCAP, WINDOW, False, False, BLOCK_N, STAGES, WIDEN,

@@ -45,6 +45,8 @@ def make_layer(
     dtype: torch.dtype,
     cos: Tensor,
     sin: Tensor,
+    *,
+    deterministic: bool,
 ) -> Layer:
     """Allocate the pages of a layer, on the device of its tables. Raises torch.OutOfMemoryError."""
     pages = (shape.num_pages, spec.kv_heads, shape.page_size, spec.head_dim)
@@ -76,7 +78,7 @@ def make_layer(
         sin,
         cache | rope | {"BLOCK_M": append.rows, "SHARES": tuning.shares, "num_warps": append.warps},
         attention | rope | fold | _blocks(decode),
-        attention | {"WINDOW": spec.window or 0} | _blocks(prefill),
+        attention | {"WINDOW": spec.window or 0, "ALL_MASKED": deterministic} | _blocks(prefill),
     )
 
 
