@@ -1,4 +1,4 @@
-"""Cleave beside vLLM on one GPU: the same random weights, one after the other in one run.
+"""Cleave beside vLLM on one GPU: the same random weights, one after the other in one run; or Cleave alone.
 
 Each side loads the shape in a process of its own and generates through its public interface,
 `LLM.generate`, greedily, end-of-sequence tokens ignored, the prefix cache off. By batch: the time of one
@@ -168,29 +168,40 @@ def write_checkpoint(artifact: Path, folder: Path, dtype: str, config: dict[str,
 
 
 def table(figures: dict[str, Any]) -> Table:
-    """Both sides and their ratios; above 1 Cleave is faster."""
-    sides = figures["sides"]
+    """Every side, and how many times as fast Cleave is."""
     view = Table(title=f"{figures['shape']}, {figures['dtype']}, {figures['gpu']}")
-    for name in ("", *(side["name"] for side in sides.values()), "ratio"):
-        view.add_column(name, justify="right" if name else "left")
-    for what, theirs, ours, ratio in figures["rows"]:
-        view.add_row(what, f"{theirs:,.2f}", f"{ours:,.2f}", f"{ratio:.2f}")
+    view.add_column("")
+    for name in head(figures):
+        view.add_column(name, justify="right")
+    for what, *values in figures["rows"]:
+        view.add_row(what, *(f"{value:,.2f}" for value in values))
     return view
 
 
-def rows(theirs: dict[str, Any], ours: dict[str, Any]) -> list[tuple[str, float, float, float]]:
-    """What, vLLM's figure, Cleave's, and how many times as fast Cleave is."""
-    found = []
-    for a, b in zip(theirs["batches"], ours["batches"], strict=True):
-        x, y = a["decode_ms_per_step"], b["decode_ms_per_step"]
-        found.append((f"decode, batch {a['batch']}, ms/step", x, y, x / y))
-    for a, b in zip(theirs["batches"], ours["batches"], strict=True):
-        x, y = a["prefill_tokens_per_s"], b["prefill_tokens_per_s"]
-        found.append((f"prefill, batch {a['batch']}, tokens/s", x, y, y / x))
-    x, y = (side["mixed"]["output_tokens_per_s"] for side in (theirs, ours))
-    found.append((f"{MIXED} requests, output tokens/s", x, y, y / x))
-    x, y = theirs["start_seconds"], ours["start_seconds"]
-    found.append(("start, s", x, y, x / y))
+def head(figures: dict[str, Any]) -> list[str]:
+    """The columns of the rows."""
+    names = [side["name"] for side in figures["sides"].values()]
+    return [*names, "ratio"] if len(names) > 1 else names
+
+
+def rows(sides: list[dict[str, Any]]) -> list[list[Any]]:
+    """What, every side's figure, and of two sides the ratio: above 1, the last one is faster."""
+    found: list[list[Any]] = []
+
+    def add(what: str, values: list[float], *, is_rate: bool) -> None:
+        ratio = [values[1] / values[0] if is_rate else values[0] / values[1]] if len(values) > 1 else []
+        found.append([what, *values, *ratio])
+
+    together = list(zip(*(side["batches"] for side in sides), strict=True))
+    for same in together:
+        steps = [one["decode_ms_per_step"] for one in same]
+        add(f"decode, batch {same[0]['batch']}, ms/step", steps, is_rate=False)
+    for same in together:
+        rates = [one["prefill_tokens_per_s"] for one in same]
+        add(f"prefill, batch {same[0]['batch']}, tokens/s", rates, is_rate=True)
+    mixed = [side["mixed"]["output_tokens_per_s"] for side in sides]
+    add(f"{MIXED} requests, output tokens/s", mixed, is_rate=True)
+    add("start, s", [side["start_seconds"] for side in sides], is_rate=False)
     return found
 
 
@@ -201,7 +212,10 @@ def main() -> None:
     options.add_argument("--folder", type=Path, default=None, help="for weights; kept for the next run")
     options.add_argument("--batch", default=",".join(map(str, BATCHES)))
     options.add_argument("--only", choices=SIDES, default=None, help="print one side's figures as JSON")
-    options.add_argument("--name", default=None, help="of the result; default: vs_vllm_SHAPE_h200")
+    options.add_argument("--without_vllm", action="store_true", help="Cleave alone")
+    options.add_argument(
+        "--name", default=None, help="of the result; default: vs_vllm_SHAPE_h200, or llm_..."
+    )
     given = options.parse_args()
     dtype, config = GPU_SHAPES[given.shape]
     batches = [int(batch) for batch in given.batch.split(",")]
@@ -216,15 +230,16 @@ def main() -> None:
             }
             print(json.dumps(measure(sides[given.only], config["vocab_size"], batches)))
             return
-        require("vllm", PIN)
+        if not given.without_vllm:
+            require("vllm", PIN)
         import torch
 
         if not torch.cuda.is_available():
-            sys.stderr.write("error: torch sees no GPU; vLLM is compared on a GPU only\n")
+            sys.stderr.write("error: torch sees no GPU; this compares on a GPU only\n")
             sys.exit(2)
         random_artifact(given.shape, artifact)
         found = {}
-        for side in SIDES:
+        for side in SIDES[given.without_vllm :]:
             command = [sys.executable, __file__, "--shape", given.shape, "--folder", str(folder)]
             command += ["--batch", given.batch, "--only", side]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -237,8 +252,9 @@ def main() -> None:
             "prompt": PROMPT,
             "output": STEPS,
             "sides": found,
-            "rows": rows(found["vllm"], found["cleave"]),
+            "rows": rows(list(found.values())),
         }
+        figures["columns"] = head(figures)
     console = Console()
     console.print(table(figures))
     console.print(f"written to {save(given.name or f'vs_vllm_{given.shape}_h200', figures)}", soft_wrap=True)
