@@ -33,7 +33,7 @@ _SECTIONS = {
     "vs_vllm": (
         "The whole LLM on one GPU",
         "Random weights, through `LLM.generate`, scheduler and text included: prompts of 512 and 64 more "
-        "tokens by batch, then mixed requests. Where vLLM ran beside it, above 1 in `ratio` Cleave is faster.",
+        "tokens by batch, then mixed requests. Ratio: above 1, Cleave is faster than vLLM.",
     ),
     "serve": ("Serving", "TTFT, TPOT, ITL and E2E by the definitions of `vllm bench serve`."),
     "kvrun": (
