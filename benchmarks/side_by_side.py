@@ -81,7 +81,9 @@ class Cleave:
 
     def generate(self, prompts: Prompts, tokens: int) -> Prompts:
         """See `Contender`."""
-        answers = self._llm.generate(prompts, SamplingParams(max_tokens=tokens, ignore_eos=True))
+        answers = self._llm.generate(
+            prompts, SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
+        )
         return [list(answer.token_ids) for answer in answers]
 
     def close(self) -> None:

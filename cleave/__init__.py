@@ -4,7 +4,9 @@ from cleave.errors import CleaveError
 from cleave.runtime.async_llm import AsyncLLM
 from cleave.runtime.llm import LLM
 from cleave.runtime.request import Chunk, Completion, SamplingParams
+from cleave.runtime.sampling.logprobs import Logprob
 from cleave.runtime.stats import Stats
+from cleave.runtime.structured.params import StructuredOutput
 from cleave.threads import use_one_thread_pool
 
 __all__ = [
@@ -13,7 +15,9 @@ __all__ = [
     "Chunk",
     "CleaveError",
     "Completion",
+    "Logprob",
     "SamplingParams",
     "Stats",
+    "StructuredOutput",
     "use_one_thread_pool",
 ]

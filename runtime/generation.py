@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from cleave.runtime.detokenizer import Detokenizer
 from cleave.runtime.mailbox import Wakeups
-from cleave.runtime.request import Chunk, Completion, FinishReason, Prompt, SamplingParams
+from cleave.runtime.request import Chunk, Completion, FinishReason, Logprob, Prompt, SamplingParams
 from cleave.runtime.sequence import Sequence
 from cleave.runtime.stop_strings import StopStrings
+from cleave.runtime.tokenizer import Tokenizer
 
 
 class Reader(Protocol):
@@ -31,6 +32,7 @@ class Answer:
     index: int
     sequence: Sequence
     params: SamplingParams
+    tokenizer: Tokenizer
     detokenizer: Detokenizer
     stops: StopStrings
     text: str = ""
@@ -39,10 +41,11 @@ class Answer:
     error: str | None = None
 
     @classmethod
-    def of(cls, index: int, sequence: Sequence, params: SamplingParams, detokenizer: Detokenizer) -> Answer:
+    def of(cls, index: int, sequence: Sequence, params: SamplingParams, tokenizer: Tokenizer) -> Answer:
         """An answer of which nothing is generated."""
-        stops = StopStrings(params.stop, include=params.include_stop_str_in_output)
-        return cls(index, sequence, params, detokenizer, stops)
+        stops = StopStrings(tuple(params.stop or ()), include=params.include_stop_str_in_output)
+        detokenizer = Detokenizer(tokenizer, sequence.prompt)
+        return cls(index, sequence, params, tokenizer, detokenizer, stops)
 
     @property
     def stop_reason(self) -> str | int | None:
@@ -50,7 +53,7 @@ class Answer:
         if self.stops.found is not None or self.finish_reason != "stop":
             return self.stops.found
         last = self.sequence.output[-1]
-        return last if last in self.params.stop_token_ids else None
+        return last if last in (self.params.stop_token_ids or ()) else None
 
     def advance(self) -> Chunk | None:
         """Take in what the last step generated; gives back what to stream, None where there is nothing.
@@ -65,20 +68,21 @@ class Answer:
         if not new and sequence.finish_reason is None:
             return None
         text = self._text(new, ends=sequence.finish_reason is not None)
+        logprobs = self._logprobs(self.reported)
         self.reported += len(new)
         if self.stops.found is not None:
             # Also where the same token used up max_tokens: the text did end by itself.
             self.finish_reason = "stop"
         else:
             self.finish_reason, self.error = sequence.finish_reason, sequence.error
-        return self._chunk(text, new)
+        return self._chunk(text, new, logprobs)
 
     def give_up(self, why: FinishReason, error: str) -> Chunk | None:
         """End it whatever its sequence is doing; gives back the last chunk, None where it had ended."""
         if self.finish_reason is not None:
             return None
         self.finish_reason, self.error = why, error
-        return self._chunk(self._text((), ends=True), ())
+        return self._chunk(self._text((), ends=True), (), self._logprobs(self.reported))
 
     def completion(self, prompt: Prompt, request_id: str) -> Completion:
         """The whole answer, once it has ended."""
@@ -95,6 +99,8 @@ class Answer:
             error=self.error,
             index=self.index,
             request_id=request_id,
+            logprobs=self._logprobs(0),
+            prompt_logprobs=self._prompt_logprobs(),
             cached_tokens=min(sequence.found or 0, len(sequence.prompt)),
             preemptions=sequence.preemptions,
         )
@@ -111,8 +117,21 @@ class Answer:
         self.text += text
         return text
 
-    def _chunk(self, text: str, new: tuple[int, ...]) -> Chunk:
-        return Chunk(text, new, self.finish_reason, self.error, self.stop_reason, self.index)
+    def _logprobs(self, start: int) -> tuple[dict[int, Logprob], ...] | None:
+        """Those of the tokens from `start` on; None where they were not asked for."""
+        if self.params.logprobs is None:
+            return None
+        return tuple(entry.named(self.tokenizer) for entry in self.sequence.logprobs[start:])
+
+    def _prompt_logprobs(self) -> tuple[dict[int, Logprob] | None, ...] | None:
+        if self.params.prompt_logprobs is None:
+            return None
+        return (None, *(entry.named(self.tokenizer) for entry in self.sequence.prompt_logprobs))
+
+    def _chunk(
+        self, text: str, new: tuple[int, ...], logprobs: tuple[dict[int, Logprob], ...] | None
+    ) -> Chunk:
+        return Chunk(text, new, self.finish_reason, self.error, self.stop_reason, self.index, logprobs)
 
 
 @dataclass(slots=True, eq=False)
@@ -134,4 +153,6 @@ class Generation:
 
     def completions(self) -> list[Completion]:
         """The answers, in order, once all have ended."""
-        return [answer.completion(self.prompt, self.request_id) for answer in self.answers]
+        first, *others = [answer.completion(self.prompt, self.request_id) for answer in self.answers]
+        # The prompt is the same for all, so its logprobs are computed once.
+        return [first, *(replace(other, prompt_logprobs=first.prompt_logprobs) for other in others)]

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from cleave.errors import RequestError
 from cleave.kvcache.budget import pages_for
-from cleave.runtime.detokenizer import Detokenizer
 from cleave.runtime.generation import Answer, Generation, Reader
 from cleave.runtime.model import Model
 from cleave.runtime.request import Prompt, SamplingParams
@@ -32,7 +31,7 @@ class Intake:
     ) -> Generation:
         """A generation for a prompt; `request_id` is made up where none is given.
 
-        Raises RequestError for what is not allowed.
+        Raises RequestError for what is not allowed, MissingPackage where structured output needs one.
         """
         if not isinstance(priority, int):
             raise RequestError(f"priority is {priority!r}; it must be a whole number, lower is more urgent")
@@ -41,14 +40,23 @@ class Intake:
         elif not isinstance(request_id, str) or not request_id:
             raise RequestError(f"request_id is {request_id!r}; it must be text, and not empty")
         params = params or SamplingParams()
-        answers = [self._answer(index, prompt, one, priority) for index, one in enumerate(_one_each(params))]
+        answers = [self._answer(index, prompt, params, priority) for index in range(params.n)]
         self._check_room(answers)
         return Generation(request_id, prompt, answers, reader, held_back=self._held_back(answers))
 
     def _answer(self, index: int, prompt: Prompt, params: SamplingParams, priority: int) -> Answer:
-        sequence = self._model.sequence(next(self._sequences), prompt, params, priority)
-        detokenizer = Detokenizer(self._model.tokenizer, sequence.prompt)
-        return Answer.of(index, sequence, params, detokenizer)
+        if index and params.prompt_logprobs is not None:
+            params = replace(params, prompt_logprobs=None)
+        wanted = params.structured
+        sequence = self._model.sequence(
+            next(self._sequences),
+            prompt,
+            params,
+            priority,
+            constraint=None if wanted is None else self._model.grammars.constraint(wanted),
+            stream=index,
+        )
+        return Answer.of(index, sequence, params, self._model.tokenizer)
 
     def _check_room(self, answers: list[Answer]) -> None:
         """Raises RequestError where the answers to one prompt would push each other out of the cache."""
@@ -63,16 +71,6 @@ class Intake:
 
     def _held_back(self, answers: list[Answer]) -> list[Answer]:
         """Those that had better wait for the first, to share the pages of the prompt with it."""
-        options = self._model.options
-        shares = options.prefix_cache and len(answers[0].sequence.prompt) > options.page_size
+        first = answers[0].sequence
+        shares = first.keys is not None and len(first.prompt) > self._model.options.page_size
         return answers[1:] if shares else []
-
-
-def _one_each(params: SamplingParams) -> list[SamplingParams]:
-    """The parameters of each of the `n` answers: one seed would give `n` times the same."""
-    if params.n == 1:
-        return [params]
-    return [
-        replace(params, n=1, seed=None if params.seed is None else params.seed + index)
-        for index in range(params.n)
-    ]

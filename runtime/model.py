@@ -21,8 +21,13 @@ from cleave.kvcache.keys import PageKeys
 from cleave.kvcache.server import AttentionServer
 from cleave.runtime.chat import Chat, Message
 from cleave.runtime.engines.engine import Engine, EngineOptions, check_engine_kind, create_engine
-from cleave.runtime.request import Prompt, SamplingParams
+from cleave.runtime.request import Prompt
+from cleave.runtime.sampling import checks
+from cleave.runtime.sampling.state import SamplingState
+from cleave.runtime.sampling_params import SamplingDefaults, SamplingParams
 from cleave.runtime.sequence import Sequence
+from cleave.runtime.structured.compiler import GrammarCompiler
+from cleave.runtime.structured.constraint import TokenConstraint
 from cleave.runtime.tokenizer import Tokenizer
 
 _log = logging.getLogger("cleave")
@@ -90,6 +95,9 @@ class Model:
         self.tokenizer = Tokenizer(artifact.tokenizer_file, manifest.vocab_size)
         self.eos_token_ids = artifact.eos_token_ids
         self.chat = Chat(artifact)
+        self.grammars = GrammarCompiler(self.tokenizer, self.eos_token_ids)
+        self.sampling_defaults = SamplingDefaults.from_generation_config(artifact.generation_config)
+        self._vocab_size = manifest.vocab_size
         rows = min(options.max_tokens_per_step, options.max_sequences * self.max_length)
         engine_options = EngineOptions(max_tokens=rows, threads=options.threads)
         self.engine: Engine = create_engine(options.engine, artifact, engine_options)
@@ -113,12 +121,20 @@ class Model:
         self.max_tokens_per_step = rows
 
     def sequence(
-        self, identifier: int, prompt: Prompt, params: SamplingParams, priority: int = 0
+        self,
+        identifier: int,
+        prompt: Prompt,
+        params: SamplingParams,
+        priority: int = 0,
+        *,
+        constraint: TokenConstraint | None = None,
+        stream: int = 0,
     ) -> Sequence:
         """A sequence for a prompt, given as text or as token ids.
 
-        Raises RequestError for a prompt that is empty, too long for the context or for the KV cache, or
-        has ids out of the vocabulary: before anything is spent on it.
+        `constraint` and `stream` are those of `SamplingState`. Raises RequestError for a prompt that is
+        empty, too long for the context or for the KV cache, and for ids out of the vocabulary: before
+        anything is spent on it.
         """
         if not isinstance(prompt, str) and (isinstance(prompt, bytes) or not hasattr(prompt, "__len__")):
             raise RequestError(f"a prompt is text or a list of token ids, and not {prompt!r}")
@@ -143,9 +159,41 @@ class Model:
                 + (f"lower max_tokens to {most} or less" if most > 0 else "give a shorter prompt")
                 + ", or raise kv_cache_bytes"
             )
-        stops = frozenset[int]() if params.ignore_eos else self.eos_token_ids
-        keys = PageKeys(self.options.page_size) if self.options.prefix_cache else None
-        return Sequence(identifier, tokens, max_tokens, stops, priority, keys)
+        stops = frozenset(params.stop_token_ids or ())
+        if not params.ignore_eos:
+            stops |= self.eos_token_ids
+        sampling = self._sampling(params, tokens, stops, constraint, stream)
+        # Pages that the prefix cache has are not computed, so there would be no logprobs of their tokens.
+        finds_prefix = self.options.prefix_cache and params.prompt_logprobs is None
+        keys = PageKeys(self.options.page_size) if finds_prefix else None
+        return Sequence(identifier, tokens, max_tokens, stops, priority, keys, sampling=sampling)
+
+    def _sampling(
+        self,
+        params: SamplingParams,
+        prompt: tuple[int, ...],
+        stops: frozenset[int],
+        constraint: TokenConstraint | None,
+        stream: int,
+    ) -> SamplingState | None:
+        """How the sequence is sampled; None for the likeliest token and nothing else."""
+        for name in ("logit_bias", "allowed_token_ids", "stop_token_ids"):
+            checks.in_vocabulary(name, getattr(params, name) or (), self._vocab_size)
+        words = [
+            self.tokenizer.encode_words(space + word.lstrip(" "))
+            for word in params.bad_words or ()
+            for space in ("", " ")
+        ]
+        state = SamplingState(
+            params.resolved(self.sampling_defaults),
+            prompt,
+            self._vocab_size,
+            stop_token_ids=stops,
+            bad_words=[word for word in words if word],
+            constraint=constraint,
+            stream=stream,
+        )
+        return None if state.is_plain else state
 
     def chat_prompt(
         self,
@@ -164,6 +212,7 @@ class Model:
         """Give back memory and threads."""
         self.engine.close()
         self.attention.shutdown()
+        self.grammars.close()
 
     def _bounded_length(self, context: int) -> int:
         asked = self.options.max_model_len

@@ -38,7 +38,7 @@ class Repl:
         self._out = out or sys.stdout
         self._system = [{"role": "system", "content": system}] if system else []
         self._messages: list[dict[str, str]] = []
-        self._commands = {
+        self._commands: dict[str, Callable[[str], None]] = {
             "/help": lambda _: self._say(_HELP),
             "/system": self._set_system,
             "/reset": lambda _: self._reset(),
@@ -61,7 +61,8 @@ class Repl:
                 return
             if line.startswith("/"):
                 name, _, rest = line.partition(" ")
-                self._commands.get(name, self._unknown(name))(rest.strip())
+                command = self._commands.get(name) or self._unknown(name)
+                command(rest.strip())
             elif line:
                 self._answer(line)
 

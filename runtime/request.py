@@ -2,52 +2,20 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from cleave.errors import RequestError
+from cleave.runtime.sampling.logprobs import Logprob
+from cleave.runtime.sampling_params import SamplingParams
+
+__all__ = ["Chunk", "Completion", "FinishReason", "Logprob", "Prompt", "SamplingParams"]
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 """How a request ended: the model stopped; max_tokens or the context is reached; it was called off;
 it made a step fail. Each request ends in exactly one of them."""
 
 Prompt = str | Sequence[int]
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How the next token is chosen, and when to stop. Decoding is greedy: the likeliest token."""
-
-    temperature: float = 0.0
-    max_tokens: int | None = None
-    """Most tokens to generate; None: until the model stops or its context is full."""
-    ignore_eos: bool = False
-    """Go on after an end-of-sequence token."""
-    stop: tuple[str, ...] = ()
-    include_stop_str_in_output: bool = False
-    min_tokens: int = 0
-    stop_token_ids: tuple[int, ...] = ()
-    n: int = 1
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        """Raises RequestError for values that are not allowed."""
-        if isinstance(self.temperature, bool) or self.temperature != 0:
-            raise RequestError(
-                f"temperature is {self.temperature}; only greedy decoding is there: temperature=0"
-            )
-        if self.max_tokens is None:
-            return
-        try:
-            object.__setattr__(self, "max_tokens", operator.index(self.max_tokens))
-        except TypeError:
-            raise RequestError(f"max_tokens is {self.max_tokens!r}, which is no whole number") from None
-        if self.max_tokens < 1:
-            raise RequestError(
-                f"max_tokens is {self.max_tokens}; it must be at least 1, or None for no limit"
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +39,10 @@ class Completion:
     """Which of the `n` answers to the prompt this is."""
     request_id: str = field(default="", compare=False)
     """The name under which it ran."""
+    logprobs: tuple[dict[int, Logprob], ...] | None = None
+    """For each of token_ids, token id -> its logprob there; None where they were not asked for."""
+    prompt_logprobs: tuple[dict[int, Logprob] | None, ...] | None = None
+    """The same for each of prompt_token_ids; the first one has nothing before it, and so None."""
     cached_tokens: int = field(default=0, compare=False)
     """Tokens of the prompt that the prefix cache had; they cost nothing, and change nothing."""
     preemptions: int = field(default=0, compare=False)
@@ -91,7 +63,14 @@ class Chunk:
     """As in `Completion`, in a last chunk."""
     index: int = 0
     """Which of the `n` answers it belongs to."""
+    logprobs: tuple[dict[int, Logprob], ...] | None = None
+    """As in `Completion`, for the token_ids of this chunk."""
 
     def __add__(self, later: Chunk) -> Chunk:
         """This chunk and the one after it as one."""
-        return replace(later, text=self.text + later.text, token_ids=self.token_ids + later.token_ids)
+        return replace(
+            later,
+            text=self.text + later.text,
+            token_ids=self.token_ids + later.token_ids,
+            logprobs=None if later.logprobs is None else (self.logprobs or ()) + later.logprobs,
+        )

@@ -146,8 +146,9 @@ class Scheduler:
             end = chunk.start + chunk.count
             if length_of(sequence.id) == end:
                 sequence.cached = end
+                sequence.prompt_logprobs += outcome.prompt_logprobs.get(sequence.id, ())
                 if chunk.samples:
-                    sequence.append(outcome.tokens[sequence.id])
+                    sequence.append(outcome.tokens[sequence.id], outcome.logprobs.get(sequence.id))
             if sequence.finish_reason is None and sequence.id in outcome.errors:
                 sequence.finish("error", outcome.errors[sequence.id])
             if sequence.finish_reason is None and sequence.id in self._called_off:

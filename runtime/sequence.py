@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cleave.errors import CleaveError
 from cleave.kvcache.keys import PageKeys
 from cleave.runtime.request import FinishReason
+from cleave.runtime.sampling.logprobs import TokenLogprobs
+from cleave.runtime.sampling.state import SamplingState
 
 Status = Literal["new", "waiting", "running", "ended"]
 
@@ -39,6 +42,12 @@ class Sequence:
     preemptions: int = 0
     found: int | None = None
     """Tokens that the prefix cache had when it was first admitted."""
+    sampling: SamplingState | None = None
+    """None: the likeliest token at every place, and no logprobs."""
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """One for each of `output`, where they are wanted."""
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """One for each token of the prompt but the first, as far as it is computed, where they are wanted."""
 
     def __post_init__(self) -> None:
         if self.keys is not None:
@@ -66,12 +75,20 @@ class Sequence:
             return self.output[start - prompt : start - prompt + count]
         return [*self.prompt[start : start + count], *self.output[: max(0, start + count - prompt)]]
 
-    def append(self, token: int) -> None:
+    def append(self, token: int, logprobs: TokenLogprobs | None = None) -> None:
         """Add a generated token, and end the sequence where that is due."""
         self.output.append(token)
+        if logprobs is not None:
+            self.logprobs.append(logprobs)
         if self.keys is not None:
             self.keys.append(token)
-        if token in self.stop_token_ids:
+        if self.sampling is not None:
+            try:
+                self.sampling.accept(token)
+            except CleaveError as error:
+                self.finish("error", str(error))
+                return
+        if token in self.stop_token_ids or (self.sampling is not None and self.sampling.is_complete):
             self.finish("stop")
         elif len(self.output) >= self.max_tokens:
             self.finish("length")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from cleave.runtime.sampling.logprobs import TokenLogprobs
 from cleave.runtime.sequence import Sequence
 
 
@@ -28,9 +29,13 @@ Step = tuple[ScheduledChunk, ...]
 
 @dataclass(slots=True)
 class StepOutcome:
-    """The results of a step, filled in as its parts end; what is in neither dict did not run."""
+    """The results of a step, filled in as its parts end; what is in none of them did not run."""
 
     tokens: dict[int, int] = field(default_factory=dict)
     """Sequence id -> its next token."""
     errors: dict[int, str] = field(default_factory=dict)
     """Sequence id -> why it cannot go on."""
+    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
+    """Sequence id -> the logprobs of its next token, where they are wanted."""
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
+    """Sequence id -> those of the next tokens of its prompt."""

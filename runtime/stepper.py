@@ -10,7 +10,8 @@ from cleave.errors import CleaveError, reason
 from cleave.kvcache.server import AttentionServer
 from cleave.kvcache.step import Chunk
 from cleave.runtime.engines.engine import Engine
-from cleave.runtime.sampler import greedy
+from cleave.runtime.logit_rows import LogitRows
+from cleave.runtime.sampling.sampler import Sampler
 from cleave.runtime.step import ScheduledChunk, Step, StepOutcome
 
 _log = logging.getLogger("cleave")
@@ -32,6 +33,7 @@ class Stepper:
     def __init__(self, engine: Engine, attention: AttentionServer) -> None:
         self._engine = engine
         self._attention = attention
+        self._sampler = Sampler()
         self._put_off: set[int] = set()
 
     def run(self, step: Step, outcome: StepOutcome) -> None:
@@ -72,20 +74,23 @@ class Stepper:
         token_ids = np.array(
             [token for chunk in group for token in chunk.sequence.tokens(chunk.start, chunk.count)], np.int64
         )
-        last_rows = np.cumsum([chunk.count for chunk in group]) - 1
-        sampling = [index for index, chunk in enumerate(group) if chunk.samples]
-        # An engine always computes a row; where no chunk reaches its end, the result is not looked at.
-        logit_rows = last_rows[sampling] if sampling else last_rows[:1]
+        wanted = LogitRows(group)
         self._attention.plan([Chunk(chunk.sequence.id, chunk.start, chunk.count) for chunk in group])
         try:
-            logits = self._engine.run(token_ids, logit_rows, self._attention)
-            tokens = greedy(logits)
+            logits = self._engine.run(token_ids, wanted.rows, self._attention)
+            scored = wanted.score(logits, self._sampler)
+            sampled = self._sampler.sample(logits[: wanted.sampled], wanted.states)
         except BaseException:
             self._attention.rollback()
             raise
         # The tokens first: a chunk that is committed must never lack its token.
-        for index, token in zip(sampling, tokens.tolist(), strict=False):
-            outcome.tokens[group[index].sequence.id] = token
+        for sequence, token, logprobs in zip(
+            wanted.sequences, sampled.tokens, sampled.logprobs, strict=False
+        ):
+            outcome.tokens[sequence.id] = token
+            if logprobs is not None:
+                outcome.logprobs[sequence.id] = logprobs
+        outcome.prompt_logprobs.update(scored)
         self._attention.commit()
 
 

@@ -24,6 +24,17 @@ class Tokenizer:
             ) from None
         self._vocab_size = vocab_size
 
+    @property
+    def vocab_size(self) -> int:
+        """Logits of a row; the tokenizer may have more tokens than that, or fewer."""
+        return self._vocab_size
+
+    @property
+    def definition(self) -> str:
+        """The text of its tokenizer.json."""
+        text: str = self._tokenizer.to_str()
+        return text
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Tokens of a text, special tokens added as the checkpoint does, unless the text has them.
 
@@ -39,6 +50,15 @@ class Tokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of tokens; special tokens are left out, half characters are U+FFFD."""
         text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        return text
+
+    def encode_words(self, text: str) -> tuple[int, ...]:
+        """Tokens of a text without special ones. Raises RequestError as `encode` does."""
+        return self.check(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def text_of(self, token: int) -> str:
+        """Text of one token by itself, special tokens by their name; parts of a character are U+FFFD."""
+        text: str = self._tokenizer.decode([token], skip_special_tokens=False)
         return text
 
     def check(self, token_ids: Sequence[int]) -> tuple[int, ...]:

@@ -14,11 +14,11 @@ import psutil
 from cleave.errors import AttentionError
 from cleave.kvcache.backend import CacheShape
 from cleave.kvcache.backends import cpu_kernel
-from cleave.kvcache.backends.cpu_lanes import LANES
 from cleave.kvcache.backends.cpu_work import Work, cut
 from cleave.kvcache.rope import rope_tables
 from cleave.kvcache.spec import AttentionSpec, RopeSpec
 from cleave.kvcache.step import StepPlan
+from cleave.lanes import LANES
 
 Float32 = npt.NDArray[np.float32]
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from cleave.kvcache.backends import cpu_lanes, cpu_tiles
-from cleave.kvcache.backends.cpu_compile import Function, part, whole
-from cleave.kvcache.backends.cpu_lanes import LANES
+import cleave.lanes
+from cleave.compiled import Function, part, whole
+from cleave.kvcache.backends import cpu_tiles
 from cleave.kvcache.backends.cpu_tiles import (
     HEIGHT,
     LOWEST,
@@ -25,6 +25,7 @@ from cleave.kvcache.backends.cpu_tiles import (
     tile_scores,
     tile_values,
 )
+from cleave.lanes import LANES
 
 # Rows of a tile, and keys of a block of the online softmax. Blocks are counted from position 0, so
 # that a row meets the same blocks however its prompt was cut.
@@ -52,7 +53,7 @@ def scratch_floats(head_dim: int) -> int:
 
 
 def _source_digest() -> int:
-    modules = (cpu_lanes, cpu_tiles, sys.modules[__name__])
+    modules = (cleave.lanes, cpu_tiles, sys.modules[__name__])
     return zlib.crc32("".join(inspect.getsource(module) for module in modules).encode())
 
 

@@ -10,16 +10,14 @@ code. Arrays are flat; every place in them is an element index, int64.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from llvmlite import binding, ir  # type: ignore[import-untyped]
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from cleave.kvcache.backends.cpu_lanes import LANES, Lanes
+from cleave.lanes import LANES, Code
 
 # The largest negative float32: the maximum of no scores. Infinity would give inf - inf.
 LOWEST = -3.4028234663852886e38
@@ -40,53 +38,6 @@ REACH = 2 * max(_SCORE_COLUMNS.values())
 _INT = ir.IntType(64)
 
 
-class _Code:
-    """What writing an intrinsic needs: the builder, sixteen lanes, and int64 arithmetic."""
-
-    def __init__(self, context: Any, builder: Any, kinds: Any) -> None:
-        self.builder = builder
-        self.lanes = Lanes(builder)
-        self._context = context
-        self._kinds = kinds
-
-    def pointers(self, arguments: Any) -> list[Any]:
-        """The arguments, arrays as pointers to their first element."""
-        return [
-            self._context.make_array(kind)(self._context, self.builder, value).data
-            if isinstance(kind, types.Array)
-            else value
-            for kind, value in zip(self._kinds, arguments, strict=True)
-        ]
-
-    def plus(self, *terms: Any) -> Any:
-        total: Any = _INT(0)
-        for term in terms:
-            total = self.builder.add(total, _INT(term) if isinstance(term, int) else term)
-        return total
-
-    def times(self, value: Any, factor: Any) -> Any:
-        return self.builder.mul(value, _INT(factor) if isinstance(factor, int) else factor)
-
-    def item(self, pointer: Any, *index: Any) -> Any:
-        return self.builder.load(self.builder.gep(pointer, [self.plus(*index)]))
-
-    def variable(self, value: Any) -> Any:
-        return cgutils.alloca_once_value(self.builder, value)
-
-    def update(self, variable: Any, function: Callable[[Any], Any]) -> None:
-        self.builder.store(function(self.builder.load(variable)), variable)
-
-    def loop(self, end: Any, start: Any = None) -> Any:
-        return cgutils.for_range(self.builder, end, start=start)
-
-    def strides(self, end: Any, step: int, start: Any = None) -> Any:
-        begin = _INT(0) if start is None else start
-        return cgutils.for_range_slice(self.builder, begin, end, _INT(step), _INT)
-
-    def when_equal(self, value: Any, number: int) -> Any:
-        return self.builder.if_then(self.builder.icmp_signed("==", value, _INT(number)))
-
-
 @intrinsic  # type: ignore[untyped-decorator]
 def tile_scores(
     typing: Any, rows: Any, q: Any, q_at: Any, dim: Any, keys: Any, groups: Any, count: Any, scores: Any,
@@ -101,7 +52,7 @@ def tile_scores(
     signature = types.void(rows, q, q_at, dim, keys, groups, count, scores, scores_at, stride)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        code = _Code(context, builder, signature.args)
+        code = Code(context, builder, signature.args)
         rows, *_, count, _, _, _ = arguments
         for height, columns in _SCORE_COLUMNS.items():
             with code.when_equal(rows, height), code.strides(count, columns) as (group, _):
@@ -111,7 +62,7 @@ def tile_scores(
     return signature, generate
 
 
-def _scores(code: _Code, arguments: Any, height: int, columns: int, group: Any) -> None:
+def _scores(code: Code, arguments: Any, height: int, columns: int, group: Any) -> None:
     _, q, q_at, dim, keys, groups, _, scores, scores_at, stride = code.pointers(arguments)
     lanes, plus, times = code.lanes, code.plus, code.times
     size = times(dim, LANES)
@@ -149,7 +100,7 @@ def tile_values(
     )
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        code = _Code(context, builder, signature.args)
+        code = Code(context, builder, signature.args)
         rows, width = arguments[0], arguments[7]
         for height, columns in _VALUE_COLUMNS.items():
             with code.when_equal(rows, height):
@@ -165,7 +116,7 @@ def tile_values(
     return signature, generate
 
 
-def _values(code: _Code, arguments: Any, height: int, columns: int, column: Any) -> None:
+def _values(code: Code, arguments: Any, height: int, columns: int, column: Any) -> None:
     (_, weights, weights_at, stride, values, groups, count, width, out, out_at, decay, decay_at) = (
         code.pointers(arguments)
     )
@@ -211,7 +162,7 @@ def row_softmax(
     signature = types.void(scores, scores_at, groups, low, high, state, state_at, decay, decay_at)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        code = _Code(context, builder, signature.args)
+        code = Code(context, builder, signature.args)
         scores, scores_at, groups, low, high, state, state_at, decay, decay_at = code.pointers(arguments)
         lanes, plus = code.lanes, code.plus
         hide = partial(_hide, code, scores, scores_at, low, high)
@@ -242,7 +193,7 @@ def row_softmax(
     return signature, generate
 
 
-def _hide(code: _Code, scores: Any, scores_at: Any, low: Any, high: Any, group: Any) -> None:
+def _hide(code: Code, scores: Any, scores_at: Any, low: Any, high: Any, group: Any) -> None:
     """Minus infinity for the scores of a group outside keys [low, high).
 
     Chosen, not added: what stands there may be a key of nobody, and not a number.
@@ -259,7 +210,7 @@ def row_softcap(typing: Any, scores: Any, scores_at: Any, groups: Any, cap: Any)
     signature = types.void(scores, scores_at, groups, cap)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        code = _Code(context, builder, signature.args)
+        code = Code(context, builder, signature.args)
         scores, scores_at, groups, cap = code.pointers(arguments)
         lanes = code.lanes
         factor = lanes.splat(cap)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cleave.kvcache.backends.cpu_compile import whole
+from cleave.compiled import whole
 from cleave.kvcache.spec import AttentionSpec
 from cleave.kvcache.step import StepPlan
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from cleave.kvcache.step import Chunk
 from cleave.runtime.model import Model
-from cleave.runtime.sampler import greedy
+from cleave.runtime.sampling.sampler import greedy
 
 Steps = list[list[Chunk]]
 

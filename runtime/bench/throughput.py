@@ -103,9 +103,13 @@ def run_throughput(request: ThroughputRequest) -> dict[str, Any]:
     )
     probe = CpuProbe(request.threads)
     try:
-        llm.generate(workload.prompts[:_WARM_UP], SamplingParams(max_tokens=2, ignore_eos=True))
+        llm.generate(
+            workload.prompts[:_WARM_UP], SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
+        )
         limits = [probe.measure() for _ in range(_PROBES)]
-        params = [SamplingParams(max_tokens=count, ignore_eos=True) for count in workload.outputs]
+        params = [
+            SamplingParams(temperature=0, max_tokens=count, ignore_eos=True) for count in workload.outputs
+        ]
         steps_before = llm.model.attention.steps
         with OthersWatch() as watch:
             began = time.perf_counter()

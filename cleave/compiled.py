@@ -1,4 +1,4 @@
-"""How the functions of the `cpu` backend are compiled: by numba, for one set of types, kept on disk."""
+"""How kernels for the CPU are compiled: by numba, for one set of types, kept on disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sixteen float32 lanes as one value, for the kernels of the `cpu` backend.
+"""Sixteen float32 lanes as one value, for kernels on the CPU.
 
 Python's compilers vectorise where they please, and a sum that is vectorised differently has other
 bits. Here every operation is written out as LLVM vector code: each lane is an IEEE operation of its
@@ -7,9 +7,12 @@ own, so the bits are the same for AVX2, AVX-512 or no vector unit, and only the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
+from numba import types
+from numba.core import cgutils
 
 LANES = 16
 
@@ -17,6 +20,7 @@ _FLOAT = ir.FloatType()
 _FLOATS = ir.VectorType(_FLOAT, LANES)
 _INT = ir.IntType(32)
 _INTS = ir.VectorType(_INT, LANES)
+_WIDE = ir.IntType(64)
 
 # 1.5 * 2^23: adding it rounds a float32 below 2^22 to an integer, which then stands in the low bits.
 _ROUND = 12582912.0
@@ -98,6 +102,52 @@ class Lanes:
             lanes = self.maximum(lanes, swapped)
         return lanes
 
+    def total(self, lanes: Any) -> Any:
+        """The sum of all lanes, in every lane; pairs at a distance of 8 first, then of 4, 2, 1."""
+        for distance in (8, 4, 2, 1):
+            order = ir.Constant(_INTS, [lane ^ distance for lane in range(LANES)])
+            swapped = self._builder.shuffle_vector(lanes, ir.Constant(_FLOATS, ir.Undefined), order)
+            lanes = self.add(lanes, swapped)
+        return lanes
+
+    def first(self, lanes: Any) -> Any:
+        """Lane 0 as a float32."""
+        return self._builder.extract_element(lanes, ir.Constant(_INT, 0))
+
+    def at_least(self, a: Any, b: Any) -> Any:
+        """Which lanes have a >= b; not those where one is not a number."""
+        return self._builder.fcmp_ordered(">=", a, b)
+
+    def not_numbers(self, lanes: Any) -> Any:
+        """Which lanes are NaN."""
+        return self._builder.fcmp_unordered("uno", lanes, lanes)
+
+    def minimum(self, a: Any, b: Any) -> Any:
+        """The smaller; b where one is not a number."""
+        return self._builder.select(self._builder.fcmp_ordered("<", a, b), a, b)
+
+    def smallest(self, lanes: Any) -> Any:
+        """The smallest lane, in every lane."""
+        zero = self.constant(0.0)
+        return self.subtract(zero, self.largest(self.subtract(zero, lanes)))
+
+    def below(self, a: Any, b: Any) -> Any:
+        """Which lanes have a < b; not those where one is not a number."""
+        return self._builder.fcmp_ordered("<", a, b)
+
+    def both(self, one: Any, other: Any) -> Any:
+        """The lanes of two masks."""
+        return self._builder.and_(one, other)
+
+    def pack(self, lanes: Any, mask: Any, pointer: Any, index: Any) -> Any:
+        """Store the lanes of the mask side by side from pointer[index] on; gives back their number, int64."""
+        flags = mask.type
+        kind = ir.FunctionType(ir.VoidType(), [_FLOATS, _FLOAT.as_pointer(), flags])
+        store = self._builder.module.declare_intrinsic(f"llvm.masked.compressstore.v{LANES}f32", (), kind)
+        self._builder.call(store, [lanes, self._builder.gep(pointer, [index]), mask])
+        bits = self._builder.bitcast(mask, ir.IntType(LANES))
+        return self._builder.zext(self._builder.ctpop(bits), _WIDE)
+
     def between(self, low: Any, high: Any, first: Any) -> Any:
         """Which lanes have low <= first + lane < high; three int64 that fit in int32."""
         low, high, first = (self._builder.trunc(value, _INT) for value in (low, high, first))
@@ -145,3 +195,58 @@ class Lanes:
 
     def _vector_at(self, pointer: Any, index: Any) -> Any:
         return self._builder.bitcast(self._builder.gep(pointer, [index]), _FLOATS.as_pointer())
+
+
+class Code:
+    """What writing an intrinsic needs: the builder, sixteen lanes, and int64 arithmetic."""
+
+    def __init__(self, context: Any, builder: Any, kinds: Any) -> None:
+        self.builder = builder
+        self.lanes = Lanes(builder)
+        self._context = context
+        self._kinds = kinds
+
+    def pointers(self, arguments: Any) -> list[Any]:
+        """The arguments, arrays as pointers to their first element."""
+        return [
+            self._context.make_array(kind)(self._context, self.builder, value).data
+            if isinstance(kind, types.Array)
+            else value
+            for kind, value in zip(self._kinds, arguments, strict=True)
+        ]
+
+    def plus(self, *terms: Any) -> Any:
+        """The sum of int64 values and Python ints."""
+        total: Any = _WIDE(0)
+        for term in terms:
+            total = self.builder.add(total, _WIDE(term) if isinstance(term, int) else term)
+        return total
+
+    def times(self, value: Any, factor: Any) -> Any:
+        """value * factor, int64."""
+        return self.builder.mul(value, _WIDE(factor) if isinstance(factor, int) else factor)
+
+    def item(self, pointer: Any, *index: Any) -> Any:
+        """pointer[sum of index]."""
+        return self.builder.load(self.builder.gep(pointer, [self.plus(*index)]))
+
+    def variable(self, value: Any) -> Any:
+        """A place on the stack that holds `value` at first."""
+        return cgutils.alloca_once_value(self.builder, value)
+
+    def update(self, variable: Any, function: Callable[[Any], Any]) -> None:
+        """variable = function(variable)."""
+        self.builder.store(function(self.builder.load(variable)), variable)
+
+    def loop(self, end: Any, start: Any = None) -> Any:
+        """for index in range(start, end); a context manager."""
+        return cgutils.for_range(self.builder, end, start=start)
+
+    def strides(self, end: Any, step: int, start: Any = None) -> Any:
+        """for index in range(start, end, step); a context manager."""
+        begin = _WIDE(0) if start is None else start
+        return cgutils.for_range_slice(self.builder, begin, end, _WIDE(step), _WIDE)
+
+    def when_equal(self, value: Any, number: int) -> Any:
+        """if value == number; a context manager."""
+        return self.builder.if_then(self.builder.icmp_signed("==", value, _WIDE(number)))

@@ -1,0 +1,54 @@
+"""Which rows of a step the engine has to give logits for, and whose they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cleave.runtime.sampling.logprobs import TokenLogprobs
+from cleave.runtime.sampling.sampler import Sampler
+from cleave.runtime.step import Step
+
+
+class LogitRows:
+    """First the last rows of the chunks that sample, in their order, then those that score a prompt.
+
+    The logits at a position of a prompt are for its next token. Each is asked for once, however often a
+    preempted sequence is computed.
+    """
+
+    def __init__(self, group: Step) -> None:
+        """The rows of a group of chunks."""
+        first_rows = np.cumsum([0, *(chunk.count for chunk in group)])
+        last = [int(first_rows[index + 1]) - 1 for index, chunk in enumerate(group) if chunk.samples]
+        self.sequences = [chunk.sequence for chunk in group if chunk.samples]
+        """Of the rows that are sampled, one each."""
+        # An engine always computes a row; where no chunk reaches its end, its token goes nowhere.
+        last = last or [int(first_rows[1]) - 1]
+        self.sampled = len(last)
+        """How many rows are sampled."""
+        self.states = [sequence.sampling for sequence in self.sequences] or [None]
+        """How each of those is sampled."""
+        self._scored = []
+        rows = last
+        for first, chunk in zip(first_rows.tolist(), group, strict=False):
+            sequence = chunk.sequence
+            if sequence.sampling is None or sequence.sampling.prompt_logprobs is None:
+                continue
+            start = max(chunk.start, len(sequence.prompt_logprobs))
+            end = min(chunk.end, len(sequence.prompt) - 1)
+            self._scored += [(sequence, position) for position in range(start, end)]
+            rows = [*rows, *range(first + start - chunk.start, first + end - chunk.start)]
+        self.rows: npt.NDArray[np.int64] = np.array(rows, np.int64)
+        """[rows] of the step."""
+
+    def score(self, logits: npt.NDArray[Any], sampler: Sampler) -> dict[int, list[TokenLogprobs]]:
+        """The logprobs of the tokens of prompts, by sequence id. logits [rows, vocab] float32."""
+        result: dict[int, list[TokenLogprobs]] = {}
+        for row, (sequence, position) in enumerate(self._scored, self.sampled):
+            top = sequence.sampling.prompt_logprobs if sequence.sampling else None
+            token = sequence.prompt[position + 1]
+            result.setdefault(sequence.id, []).append(sampler.logprobs(logits[row], token, top or 0))
+        return result
