@@ -87,7 +87,7 @@ def run(
         seconds = time.perf_counter() - began
     Console(stderr=True).print(
         f"{tokens} tokens in {seconds:.2f} s: {tokens / seconds:.0f} tokens/s "
-        f"(prompts included; batch of {len(texts)}, engine {llm.model.engine.kind})",
+        f"(prompts included; batch of {len(texts) * answers}, engine {llm.model.engine.kind})",
         highlight=False,
         soft_wrap=True,
     )

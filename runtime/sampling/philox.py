@@ -31,7 +31,7 @@ def _high(a: Any, b: Any) -> Any:
 def uniform(key: Any, stream: Any, counter: Any) -> Any:
     """A number in [0, 1) with 53 random bits, of uint64 `key`, `stream` and `counter`.
 
-    It is that of numpy: `Generator(Philox(key=[key, stream], counter=counter - 1)).random()`.
+    It is that of numpy's `Generator(Philox(key=(key, stream), counter=counter - 1)).random()`.
     """
     zero = np.uint64(0)
     a, b, c, d = counter, zero, zero, zero

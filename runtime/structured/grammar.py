@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 _LIMITS: dict[str, Any] = {
-    "max_items_in_row": 2_000,
+    "max_items_in_row": 4_000,
     "initial_lexer_fuel": 1_000_000,
     "step_lexer_fuel": 200_000,
-    "step_max_items": 20_000,
+    "step_max_items": 5_000,
     "max_lexer_states": 16_384,
     "max_grammar_size": 200_000,
     "verbose_errors": False,
@@ -141,10 +141,15 @@ def _source(wanted: StructuredOutput) -> str:
 
         return LLMatcher.grammar_from_regex(str(wanted.regex))
     if wanted.kind == "choice":
-        alternatives = "\n    | ".join(json.dumps(text, ensure_ascii=False) for text in wanted.choice or ())
+        alternatives = "\n    | ".join(map(_quoted, wanted.choice or ()))
         return _lark(f"start: CHOICE\nCHOICE: {alternatives}\n")
     return _lark(str(wanted.grammar))
 
 
 def _lark(text: str) -> str:
     return json.dumps({"grammars": [{"lark_grammar": text}]}, ensure_ascii=False)
+
+
+def _quoted(text: str) -> str:
+    """As a string of Lark: JSON's, but for the delete character, which has to be escaped."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -18,6 +18,8 @@ from cleave.errors import RequestError, reason
 
 MAX_DEPTH = 100
 """Deepest nesting of a schema."""
+MAX_OPTIONAL = 500
+"""Most optional properties of an object: after `{` any of them may come first."""
 MAX_PATTERNS = 32
 """Most different patternProperties of a schema: each pair is proved disjoint."""
 MAX_MULTIPLE = 10_000
@@ -66,6 +68,12 @@ def check_schema(schema: object) -> None:
         _check_keywords(place, node)
         _check_reference(place, node, schema, known)
         _check_least_properties(place, node)
+        optional = set(node.get("properties", ())) - set(map(str, _list(place, node, "required")))
+        if len(optional) > MAX_OPTIONAL:
+            raise RequestError(
+                f"the JSON schema has {len(optional)} optional properties at {place}; at most {MAX_OPTIONAL} "
+                "are supported"
+            )
         patterns.update(node.get("patternProperties", ()))
         if "multipleOf" in node:
             multiples.append(_multiple(place, node["multipleOf"]))
@@ -121,11 +129,18 @@ def _subschemas(schema: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
                     (f"{place}/{keyword}/{index}", child, depth + 1)
                     for index, child in enumerate(node[keyword])
                 ]
-            elif keyword in node and keyword not in _SINGLE:
-                raise RequestError(f"{keyword} at {place} of the JSON schema must be a list")
+            elif keyword not in _SINGLE:
+                _list(place, node, keyword)
         for keyword in _SINGLE:
             if keyword in node and not isinstance(node[keyword], list):
                 waiting.append((f"{place}/{keyword}", node[keyword], depth + 1))
+
+
+def _list(place: str, node: Mapping[str, Any], keyword: str) -> list[Any]:
+    listed = node.get(keyword, [])
+    if not isinstance(listed, list):
+        raise RequestError(f"{keyword} at {place} of the JSON schema must be a list")
+    return listed
 
 
 def _check_keywords(place: str, node: Mapping[str, Any]) -> None:
@@ -162,8 +177,7 @@ def _check_reference(place: str, node: Mapping[str, Any], schema: object, known:
 
 def _check_least_properties(place: str, node: Mapping[str, Any]) -> None:
     """Keys that no `properties` name may come twice, which JSON then takes for one."""
-    least, required = node.get("minProperties", 0), node.get("required", [])
-    names = len(set(map(str, required))) if isinstance(required, list) else 0
+    least, names = node.get("minProperties", 0), len(set(map(str, _list(place, node, "required"))))
     is_open = node.get("additionalProperties", True) is not False or node.get("patternProperties")
     if isinstance(least, int | float) and least > names + 1 and is_open:
         raise RequestError(

@@ -118,7 +118,7 @@ def test_the_disk_is_full_while_something_else_is_written(
 def test_the_disk_is_full_while_the_tokenizer_is_written(
     model: str, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def save(*_: object) -> None:
+    def save(*_: object, **__: object) -> None:
         raise Exception("No space left on device (os error 28)")  # so the tokenizers library says it
 
     with monkeypatch.context() as patch:

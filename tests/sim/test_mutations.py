@@ -19,7 +19,10 @@ from cleave.kvcache.prefix import PrefixCache
 from cleave.kvcache.server import AttentionServer
 from cleave.kvcache.table import PageTable
 from cleave.runtime import stepper
+from cleave.runtime.logit_rows import LogitRows
 from cleave.runtime.queue import UrgencyQueue
+from cleave.runtime.sampling.sampler import Sampled, Sampler
+from cleave.runtime.sampling.state import SamplingState
 from cleave.runtime.scheduler import Scheduler
 from cleave.runtime.sequence import Sequence
 from cleave.runtime.stepper import Stepper
@@ -313,6 +316,47 @@ def an_interrupt_leaves_the_step_planned(patch: Patch) -> None:
             rollback(self)
 
     patch.setattr(AttentionServer, "rollback", only_errors)
+
+
+@mutation
+def a_token_is_accepted_when_it_is_drawn(patch: Patch) -> None:
+    sample = Sampler.sample
+
+    def early(self: Sampler, logits: Any, states: Any) -> Any:
+        drawn = []
+        for row, state in enumerate(states):
+            drawn.append(sample(self, logits[row : row + 1], [state]))
+            if state is not None:
+                state.constraint.accept(drawn[-1].tokens[0])
+        return Sampled([one.tokens[0] for one in drawn], [one.logprobs[0] for one in drawn])
+
+    patch.setattr(Sampler, "sample", early)
+    patch.setattr(SamplingState, "accept", lambda self, token: setattr(self, "generated", self.generated + 1))
+
+
+@mutation
+def a_prompt_is_scored_again_when_it_is_computed_again(patch: Patch) -> None:
+    score = LogitRows.score
+
+    def again(self: LogitRows, logits: Any, sampler: Any) -> Any:
+        result = score(self, logits, sampler)
+        for sequence in self.sequences:
+            if sequence.preemptions:
+                result[sequence.id] = result.get(sequence.id, []) + sequence.prompt_logprobs[-1:]
+        return result
+
+    patch.setattr(LogitRows, "score", again)
+
+
+@mutation
+def logprobs_are_those_of_another_request(patch: Patch) -> None:
+    sample = Sampler.sample
+
+    def turned(self: Sampler, logits: Any, states: Any) -> Any:
+        sampled = sample(self, logits, states)
+        return Sampled(sampled.tokens, sampled.logprobs[1:] + sampled.logprobs[:1])
+
+    patch.setattr(Sampler, "sample", turned)
 
 
 @pytest.mark.parametrize("plant", MUTATIONS, ids=lambda plant: plant.__name__)

@@ -9,6 +9,8 @@ import numpy as np
 
 from cleave.kvcache.backend import CacheShape
 from cleave.kvcache.step import StepPlan
+from cleave.runtime.sampling.state import SamplingState
+from cleave.runtime.sampling_params import SamplingDefaults, SamplingParams
 from simulation.scenario import LATE_LIMIT, LATE_POISON, POISON, STOP, VOCAB, RequestPlan
 
 LAYERS = 2
@@ -49,10 +51,13 @@ class Faults:
     def __init__(self, faults: dict[int, str]) -> None:
         self._faults = faults
         self.runs = -1
+        self.masks = 0
+        """Asked for in the present run."""
 
     def begin(self) -> None:
         """The next run."""
         self.runs += 1
+        self.masks = 0
 
     @property
     def due(self) -> str | None:
@@ -194,3 +199,33 @@ def answer_alone(request: RequestPlan) -> Answer:
         if len(request.prompt) + len(output) > limit:
             return Answer(tuple(output), "error")
         token = oracle.push(token)
+
+
+class Recorder:
+    """A grammar that allows everything, and keeps what it accepted."""
+
+    is_complete = False
+
+    def __init__(self, faults: Faults) -> None:
+        self.accepted: list[int] = []
+        self._faults = faults
+
+    def mask(self) -> Any:
+        """See TokenConstraint."""
+        self._faults.masks += 1
+        if self._faults.due == "second_mask" and self._faults.masks == 2:
+            raise Fault("second mask")
+        return np.full((VOCAB + 31) // 32, 0xFFFFFFFF, np.uint32)
+
+    def accept(self, token: int) -> None:
+        """See TokenConstraint."""
+        self.accepted.append(token)
+
+
+def recorded(name: int, request: RequestPlan, faults: Faults) -> SamplingState | None:
+    """How a request is sampled: every third one plainly, every third one with the prompt's logprobs."""
+    if name % 3 == 0:
+        return None
+    params = SamplingParams(logprobs=1, prompt_logprobs=0 if name % 3 == 2 else None)
+    constraint = Recorder(faults)
+    return SamplingState(params.resolved(SamplingDefaults()), request.prompt, VOCAB, constraint=constraint)

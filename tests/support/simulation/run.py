@@ -15,7 +15,7 @@ from cleave.runtime.scheduler import Scheduler
 from cleave.runtime.sequence import Sequence
 from cleave.runtime.step import Step, StepOutcome
 from cleave.runtime.stepper import Stepper
-from simulation.fakes import LAYERS, Answer, FakeBackend, FakeEngine, Faults, answer_alone
+from simulation.fakes import LAYERS, Answer, FakeBackend, FakeEngine, Faults, answer_alone, recorded
 from simulation.scenario import RequestPlan, Scenario
 
 _SPEC = AttentionSpec(1, 1, 8, 1.0)
@@ -173,7 +173,12 @@ class Simulation:
                 continue
             keys = PageKeys(self.scenario.page_size) if self.scenario.prefix_cache else None
             stops = frozenset((60,)) if request.stops else frozenset[int]()
-            sequence = Sequence(name, request.prompt, request.max_tokens, stops, request.priority, keys)
+            sampling = recorded(name, request, self.faults)
+            if sampling is not None and sampling.prompt_logprobs is not None:
+                keys = None
+            sequence = Sequence(
+                name, request.prompt, request.max_tokens, stops, request.priority, keys, sampling=sampling
+            )
             stored = len(request.prompt) + request.max_tokens - 1
             fits = stored <= self.scenario.num_pages * self.scenario.page_size
             try:
@@ -306,6 +311,8 @@ class Simulation:
 
     def _check_answer(self, name: int, request: RequestPlan, sequence: Sequence, alone: Answer) -> None:
         reason, tokens = sequence.finish_reason, tuple(sequence.output)
+        if sequence.sampling is not None:
+            self._check_sampling(name, request, sequence, tokens)
         self.report.counts[f"ended by {reason}"] += 1
         if reason == "abort":
             require(request.aborted is not None, f"request {name} was aborted by nobody")
@@ -316,3 +323,19 @@ class Simulation:
             f"request {name} ended by {reason} ({sequence.error}) with {tokens}; alone it is {alone}",
         )
         require((sequence.error is not None) == (reason == "error"), f"request {name}: {sequence.error}")
+
+    def _check_sampling(
+        self, name: int, request: RequestPlan, sequence: Sequence, tokens: tuple[int, ...]
+    ) -> None:
+        """What was drawn and undone, or computed again, must leave nothing behind."""
+        sampling = sequence.sampling
+        accepted = sampling.constraint.accepted
+        require(accepted == list(tokens), f"request {name} accepted {accepted}, its tokens are {tokens}")
+        require(sampling.generated == len(tokens), f"request {name} counts {sampling.generated} tokens")
+        logged = [entry.token for entry in sequence.logprobs]
+        require(logged == list(tokens), f"request {name} has logprobs of {logged}, its tokens are {tokens}")
+        scored = tuple(entry.token for entry in sequence.prompt_logprobs)
+        wanted = request.prompt[1:] if sampling.prompt_logprobs is not None else ()
+        self.report.counts["prompt tokens scored"] += len(scored)
+        require(scored == wanted[: len(scored)], f"request {name} has scored {scored} of {wanted}")
+        require(len(scored) == len(wanted) or not tokens, f"request {name} has scored {scored} of {wanted}")

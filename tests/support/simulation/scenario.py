@@ -14,7 +14,10 @@ LATE_POISON = 62
 """A sequence that begins with this token fails once more than `LATE_LIMIT` of its tokens are stored."""
 LATE_LIMIT = 12
 
-FAULTS = ("plan", "engine", "attention", "half_writes", "not_finite", "interrupt", "interrupt_in_plan")
+FAULTS = (
+    "plan", "engine", "attention", "half_writes", "not_finite", "second_mask", "interrupt",
+    "interrupt_in_plan",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
