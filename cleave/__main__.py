@@ -14,6 +14,7 @@ from cleave.plan import plan
 from cleave.runtime.bench.cli import bench
 from cleave.runtime.cli import run
 from cleave.runtime.compare.cli import compare
+from cleave.runtime.server.cli import serve
 from cleave.threads import own_process
 
 USAGE_ERROR = 2
@@ -31,6 +32,7 @@ def application() -> typer.Typer:
     )
     app.command()(export)
     app.command()(run)
+    app.command()(serve)
     app.command()(plan)
     app.command()(compare)
     app.add_typer(bench, name="bench")

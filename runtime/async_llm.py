@@ -141,6 +141,11 @@ class AsyncLLM:
         """Tell an observer nothing more."""
         self._thread.ignore(observer)
 
+    @property
+    def failure(self) -> str | None:
+        """Why nothing runs any more, and the model has to be loaded again; None where all is well."""
+        return self._thread.failure
+
     async def wait_until_idle(self, timeout: float | None = None) -> bool:
         """Whether nothing is under way any more, after at most `timeout` seconds; None: however long."""
         return await asyncio.to_thread(self._thread.wait_until_idle, timeout)

@@ -114,6 +114,11 @@ class EngineThread:
         """Tell an observer nothing more."""
         self._observers.remove(observer)
 
+    @property
+    def failure(self) -> str | None:
+        """Why the thread had to end; None while it runs, and where it was closed."""
+        return self._failure
+
     def wait_until_idle(self, timeout: float | None = None) -> bool:
         """Whether nothing is under way any more, after at most `timeout` seconds; None: however long."""
         with self._work:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from cleave.kvcache.step import Chunk
 from cleave.runtime.model import Model
-from cleave.runtime.sampling.sampler import greedy
+from cleave.runtime.sampling.sampler import Sampler
 
 Steps = list[list[Chunk]]
 
@@ -49,6 +49,7 @@ class Lockstep:
         """`prompts` [batch, prompt] token ids."""
         self._model = model
         self._prompts = prompts
+        self._sampler = Sampler()
         self._next = np.zeros(len(prompts), np.int64)
         for sequence in range(len(prompts)):
             model.attention.open(sequence)
@@ -90,7 +91,7 @@ class Lockstep:
         attention.plan(step)
         try:
             logits = self._model.engine.run(tokens, np.array(rows, np.int64), attention)
-            generated = greedy(logits)
+            generated = np.array(self._sampler.sample(logits, [None] * len(rows)).tokens, np.int64)
         except BaseException:
             attention.rollback()
             raise

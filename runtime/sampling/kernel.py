@@ -195,27 +195,26 @@ def _digest() -> int:
 
 
 def _compile(source_digest: int) -> tuple[Function, Function, Function]:
-    @whole(
-        "void(float32[:, ::1], int64[::1], float32[::1], int64[::1], float64[::1], float64[::1], "
-        "uint64[:, ::1], int64[::1], float32[::1])"
-    )
+    @whole("int64(float32[:, ::1], float64[:, ::1], uint64[:, ::1], int64, int64, int64[::1], float32[::1])")
     def choose(
-        logits: Any, rows: Any, scales: Any, top_k: Any, top_p: Any, min_p: Any, keys: Any, tokens: Any,
-        scratch: Any,
-    ) -> None:  # fmt: skip
-        """tokens[i] = the token of logits[rows[i]], or NOT_FINITE, or NOTHING_LEFT.
+        logits: Any, settings: Any, keys: Any, begin: Any, end: Any, tokens: Any, scratch: Any
+    ) -> Any:  # fmt: skip
+        """tokens[row] = the token of logits[row], or NOT_FINITE, or NOTHING_LEFT, for rows from begin to end.
 
-        scales: log2(e) / temperature, 0 for the likeliest token. top_k: 0 for all. keys: key, stream and
-        counter of `uniform`.
+        settings [rows, 4]: log2(e) / temperature, 0 for the likeliest token; top_k, 0 for all; top_p;
+        min_p. keys [rows, 3]: key, stream and counter of `uniform`. Returns the least of the tokens.
         """
         _ = source_digest
-        for item in range(len(rows)):
-            random = 0.0
-            if scales[item] != 0.0:
-                random = uniform(keys[item, 0], keys[item, 1], keys[item, 2])
-            tokens[item] = _choose(
-                logits[rows[item]], scales[item], top_k[item], top_p[item], min_p[item], random, scratch
-            )
+        least = len(logits[0])
+        for row in range(begin, end):
+            scale, random = np.float32(settings[row, 0]), 0.0
+            if scale != 0.0:
+                random = uniform(keys[row, 0], keys[row, 1], keys[row, 2])
+            top_k = np.int64(settings[row, 1])
+            token = _choose(logits[row], scale, top_k, settings[row, 2], settings[row, 3], random, scratch)
+            tokens[row] = token
+            least = min(least, token)
+        return least
 
     @whole("int64(float32[::1], int64[::1], float32[::1], float64[::1], float32[::1])")
     def rank(row: Any, tokens: Any, values: Any, normal: Any, scratch: Any) -> Any:

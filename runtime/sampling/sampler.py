@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cleave.errors import EngineError, RequestError
+from cleave.errors import CleaveError, EngineError, RequestError
 from cleave.runtime.sampling.logprobs import TokenLogprobs
 from cleave.runtime.sampling.state import SamplingState
+from cleave.threads import physical_cores
 
 Logits = npt.NDArray[np.float32]
 _Array = npt.NDArray[Any]
@@ -25,27 +27,23 @@ class Sampled:
     logprobs: list[TokenLogprobs | None]
 
 
-def greedy(logits: _Array) -> npt.NDArray[np.int64]:
-    """The likeliest token of each row; the lowest id of equals. logits [rows, vocab] float32 -> [rows].
-
-    Raises EngineError for logits that are not numbers: an engine that overflowed.
-    """
-    tokens: npt.NDArray[np.int64] = logits.argmax(axis=-1)
-    best = logits[np.arange(len(logits)), tokens]  # argmax finds a NaN before any number
-    if not np.isfinite(best).all():
-        raise _not_finite(np.flatnonzero(~np.isfinite(best)).tolist())
-    return tokens
-
-
 class Sampler:
-    """Chooses tokens; what it knows of a request is in the request's `SamplingState`."""
+    """Chooses tokens; what it knows of a request is in the request's `SamplingState`.
 
-    def __init__(self) -> None:
+    Rows are divided among threads where that is worth it. Any division gives the same tokens.
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
+        """`threads` at most; None: one for each physical core."""
         # Here, since it brings in numba: whoever only imports cleave does not wait for that.
         from cleave.runtime.sampling import kernel
 
         self._kernel = kernel
-        self._scratch = np.empty(0, np.float32)
+        self._threads = threads or physical_cores()
+        self._pool = ThreadPoolExecutor(self._threads - 1, "cleave-sampler") if self._threads > 1 else None
+        self._last: list[SamplingState | None] = []
+        self._arrays = (np.empty((0, 4)), np.empty((0, 3), np.uint64))
+        self._scratch: list[_Array] = [np.empty(0, np.float32) for _ in range(self._threads)]
 
     def sample(self, logits: Logits, states: Sequence[SamplingState | None]) -> Sampled:
         """A token for each row; a row whose state is None gets the likeliest.
@@ -54,34 +52,49 @@ class Sampler:
         Raises EngineError for logits that are not numbers, RequestError where a request's parameters
         leave no token.
         """
-        if not any(states):
-            return Sampled(greedy(logits).tolist(), [None] * len(states))
-        raw: list[Logits | None] = [None] * len(states)
-        for row, state in enumerate(states):
-            if state is None:
-                continue
-            if state.hides and not np.isfinite(logits[row].max()):
-                raise _not_finite([row])
-            if state.logprobs is not None:
-                raw[row] = logits[row].copy() if state.edits else logits[row]
-            if state.edits:
-                state.edit(logits[row])
+        raw = [
+            self._prepare(row, state, logits[row])
+            for row, state in enumerate(states)
+            if state is not None and state.is_special
+        ]
         tokens = self._choose(logits, states)
         logprobs: list[TokenLogprobs | None] = [None] * len(states)
-        for row, (state, before) in enumerate(zip(states, raw, strict=True)):
-            if state is not None and state.logprobs is not None and before is not None:
-                logprobs[row] = self.logprobs(before, tokens[row], state.logprobs)
+        wanted = [before for before in raw if before is not None]
+
+        def rank(part: int, begin: int, end: int) -> None:
+            for row, before, top in wanted[begin:end]:
+                logprobs[row] = self.logprobs(before, tokens[row], top, part)
+
+        if wanted:
+            self._share(len(wanted), logits.shape[1], rank)
         return Sampled(tokens, logprobs)
 
-    def logprobs(self, row: Logits, token: int, top: int) -> TokenLogprobs:
+    def _prepare(self, row: int, state: SamplingState, logits: Logits) -> tuple[int, Logits, int] | None:
+        """Edit a row; gives back what its logprobs need, where they are wanted: row, logits, how many."""
+        if state.hides and not np.isfinite(logits.max()):
+            raise _not_finite([row])
+        edits = state.edits
+        wanted = None
+        if state.logprobs is not None:
+            wanted = (row, logits.copy() if edits else logits, state.logprobs)
+        if edits:
+            state.edit(logits)
+        return wanted
+
+    def logprobs(self, row: Logits, token: int, top: int, part: int = 0) -> TokenLogprobs:
         """The logprob of `token`, and the `top` largest. row [vocab] float32 logits.
+
+        `part` is the thread that calls, of those of the sampler.
 
         Raises EngineError for logits that are not numbers.
         """
         count = min(top, len(row))
         tokens, values = np.empty(count, np.int64), np.empty(count, np.float32)
         normal = np.empty(1)
-        if self._kernel.rank(row, tokens, values, normal, self._room(len(row))) == self._kernel.NOT_FINITE:
+        if (
+            self._kernel.rank(row, tokens, values, normal, self._room(len(row), part))
+            == self._kernel.NOT_FINITE
+        ):
             raise _not_finite([0])
         logprob = float(row[token]) - float(normal[0])
         return TokenLogprobs(
@@ -93,38 +106,71 @@ class Sampler:
         )
 
     def _choose(self, logits: Logits, states: Sequence[SamplingState | None]) -> list[int]:
-        settings = np.array([_LIKELIEST if state is None else state.settings for state in states])
-        keys = np.array(
-            [(0, 0, 0) if state is None else (*state.key, state.generated) for state in states], np.uint64
-        )
+        settings, keys = self._settings(states)
         tokens = np.empty(len(states), np.int64)
-        self._kernel.choose(
-            logits,
-            np.arange(len(states)),
-            settings[:, 0].astype(np.float32),
-            settings[:, 1].astype(np.int64),
-            np.ascontiguousarray(settings[:, 2]),
-            np.ascontiguousarray(settings[:, 3]),
-            keys,
-            tokens,
-            self._room(logits.shape[1]),
-        )
-        if tokens.min() < 0:
-            if self._kernel.NOT_FINITE in tokens:
-                raise _not_finite(np.flatnonzero(tokens == self._kernel.NOT_FINITE).tolist())
-            raise RequestError(
-                "no token is left: the request's allowed_token_ids, bad_words, min_tokens and structured "
-                "output exclude each other"
+
+        def choose(part: int, begin: int, end: int) -> None:
+            room = self._room(logits.shape[1], part)
+            self._kernel.choose(logits, settings, keys, begin, end, tokens, room)
+
+        self._share(len(states), logits.shape[1], choose)
+        chosen: list[int] = tokens.tolist()
+        if min(chosen) < 0:
+            raise self._failure(chosen, states)
+        return chosen
+
+    def _settings(self, states: Sequence[SamplingState | None]) -> tuple[_Array, _Array]:
+        """The arrays that the kernel takes; most steps have the same requests as the one before."""
+        if states != self._last:
+            self._last = list(states)
+            self._arrays = (
+                np.array([_LIKELIEST if state is None else state.settings for state in states], np.float64),
+                np.array([(0, 0, 0) if state is None else (*state.key, 0) for state in states], np.uint64),
             )
-        return tokens.tolist()
+        settings, keys = self._arrays
+        keys[:, 2] = [0 if state is None else state.generated for state in states]
+        return settings, keys
 
-    def _room(self, vocab: int) -> _Array:
+    def _failure(self, tokens: list[int], states: Sequence[SamplingState | None]) -> CleaveError:
+        """Why there is no token where one is negative."""
+        odd = [
+            row
+            for row, (token, state) in enumerate(zip(tokens, states, strict=True))
+            if token == self._kernel.NOT_FINITE or (token < 0 and (state is None or not state.edits))
+        ]
+        if odd:
+            return _not_finite(odd)
+        return RequestError(
+            "no token is left: the request's allowed_token_ids, bad_words, min_tokens and structured "
+            "output exclude each other"
+        )
+
+    def _share(self, rows: int, vocab: int, run: Callable[[int, int, int], None]) -> None:
+        """Call run(part, begin, end) for all rows, one part of them a thread."""
+        parts = max(1, min(self._threads, rows, rows * vocab // _ENOUGH))
+        if self._pool is None or parts == 1:
+            run(0, 0, rows)
+            return
+        bounds = [rows * part // parts for part in range(parts + 1)]
+        others = [self._pool.submit(run, part, bounds[part], bounds[part + 1]) for part in range(1, parts)]
+        try:
+            run(0, 0, bounds[1])
+        finally:
+            # Also when this thread is interrupted: the next step writes to the logits again.
+            wait(others)
+        for other in others:
+            other.result()
+
+    def _room(self, vocab: int, part: int = 0) -> _Array:
+        """The scratch memory of one thread."""
         needed = self._kernel.scratch_floats(vocab)
-        if len(self._scratch) < needed:
-            self._scratch = np.empty(needed, np.float32)
-        return self._scratch
+        if len(self._scratch[part]) < needed:
+            self._scratch[part] = np.empty(needed, np.float32)
+        return self._scratch[part]
 
 
+_ENOUGH = 1 << 19
+"""Logits that are worth a thread: it takes some 50 microseconds to wake one."""
 _LIKELIEST = (0.0, 0, 1.0, 0.0)
 
 

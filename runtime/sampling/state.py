@@ -63,36 +63,23 @@ class SamplingState:
         self._counts = None
         if self._penalties != (1.0, 0.0, 0.0):
             self._counts = TokenCounts(prompt if repetition != 1.0 else ())
-
-    @property
-    def is_greedy(self) -> bool:
-        """Whether the likeliest of the edited logits is chosen."""
-        return self.settings[0] == 0.0
+        self.hides = constraint is not None or self._allowed is not None
+        """Whether only some tokens of the vocabulary are allowed."""
+        self._edits = (
+            self.hides or self._bad_words is not None or len(self._biased) > 0 or self._counts is not None
+        )
+        self.is_special = self._edits or self._min_tokens > 0 or self.logprobs is not None
+        """Whether there is more to do than to choose by `settings`."""
 
     @property
     def is_plain(self) -> bool:
         """Whether the likeliest token is chosen at every place, and nothing else is asked for."""
-        asks = self.logprobs is not None or self.prompt_logprobs is not None
-        return self.is_greedy and not asks and not self.hides and not self._edits
-
-    @property
-    def hides(self) -> bool:
-        """Whether only some tokens of the vocabulary are allowed next."""
-        return self.constraint is not None or self._allowed is not None
+        return self.settings[0] == 0.0 and not self.is_special and self.prompt_logprobs is None
 
     @property
     def edits(self) -> bool:
         """Whether `edit` changes the logits of the next token."""
-        return self.hides or self._edits
-
-    @property
-    def _edits(self) -> bool:
-        return (
-            self._bad_words is not None
-            or self.generated < self._min_tokens
-            or len(self._biased) > 0
-            or self._counts is not None
-        )
+        return self._edits or self.generated < self._min_tokens
 
     def edit(self, row: npt.NDArray[np.float32]) -> None:
         """Make the changes that come before the temperature, in the order of docs/sampling.md.

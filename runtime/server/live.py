@@ -20,6 +20,7 @@ from cleave.runtime.async_llm import AsyncLLM
 from cleave.runtime.engine_call import EngineState
 from cleave.runtime.observer import AnswerReport, StepReport
 from cleave.runtime.sequence import Sequence
+from cleave.runtime.server.errors import Refused
 from cleave.runtime.step import Step
 
 _MOST_CELLS = 4096
@@ -27,6 +28,7 @@ _MOST_WAITING = 50
 _BIN_SECONDS = 0.025
 _KEPT_SECONDS = 2.0
 _HEARTBEAT = 5.0
+_MOST_WATCHERS = 64
 _FIRST_REQUEST = 3
 """Codes of cells: 0 free, 1 cached, 2 shared, and from here on the requests of the frame in order."""
 
@@ -116,14 +118,27 @@ class Live:
         self._frame = b""
         self._next: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
+        self._over: str | None = None
 
     @property
     def watchers(self) -> int:
         """How many watch now."""
         return self._watchers
 
-    async def watch(self) -> AsyncIterator[bytes]:
-        """Frames as server-sent events; ends with the event "end" where the engine does."""
+    def end(self, why: str) -> None:
+        """Tell the watchers that nothing more comes, and why."""
+        self._over = why
+
+    def watch(self) -> AsyncIterator[bytes]:
+        """Frames as server-sent events; they end with the event "end" where the server or the engine does.
+
+        Raises Refused where too many watch already.
+        """
+        if self._watchers >= _MOST_WATCHERS:
+            raise Refused("overloaded", f"{self._watchers} pages watch already; close another one")
+        return self._frames()
+
+    async def _frames(self) -> AsyncIterator[bytes]:
         self._enter()
         try:
             while self._task is not None and not self._task.done():
@@ -151,12 +166,15 @@ class Live:
         seen, sent = None, 0.0
         while True:
             stats = self._llm.stats()
+            if self._over is not None:
+                self._publish(_end(self._over))
+                return
             state = (stats.steps, stats.waiting, stats.pages_used, stats.pages_cached, self._watchers)
             if state != seen or time.monotonic() - sent > _HEARTBEAT:
                 try:
                     frame = await self._make()
                 except EngineError as error:
-                    self._publish(b"event: end\ndata: " + json.dumps(str(error)).encode() + b"\n\n")
+                    self._publish(_end(str(error)))
                     return
                 seen, sent = state, time.monotonic()
                 self._publish(b"data: " + json.dumps(frame, separators=(",", ":")).encode() + b"\n\n")
@@ -171,7 +189,7 @@ class Live:
     async def _make(self) -> dict[str, Any]:
         look = await self._llm.look(_copy)
         stats, now = self._llm.stats(), time.monotonic()
-        order = {sequence: index for index, (sequence, *_) in enumerate(look.running)}
+        order = {sequence: code for code, (sequence, *_) in enumerate(look.running, _FIRST_REQUEST)}
         pages_per_cell, cells = _cells(look.holders, order)
         look.waiting.sort()
         return {
@@ -188,6 +206,10 @@ class Live:
             "prefix_hits": stats.cached_prompt_tokens,
             "preemptions": stats.preemptions,
         }
+
+
+def _end(why: str) -> bytes:
+    return b"event: end\ndata: " + json.dumps(why).encode() + b"\n\n"
 
 
 def _copy(state: EngineState) -> _Look:
@@ -210,7 +232,7 @@ def _cells(holders: npt.NDArray[np.int64], order: dict[int, int]) -> tuple[int, 
     codes = np.zeros(len(holders), np.int32)
     codes[holders == CACHED] = 1
     used = holders > FREE
-    codes[used] = [_FIRST_REQUEST + order[holder] if holder in order else 2 for holder in holders[used].tolist()]
+    codes[used] = [order.get(holder, 2) for holder in holders[used].tolist()]
     codes[holders == SHARED] = 2
     per_cell = -(-len(codes) // _MOST_CELLS)
     if per_cell > 1:

@@ -40,7 +40,7 @@ class Metrics:
         """Begin to count; `close` ends it."""
         self._llm = llm
         self._lock = threading.Lock()
-        self._refused: Counter[str] = Counter()
+        self._responses: Counter[int] = Counter()
         self._first_token = Distribution(
             "cleave_time_to_first_token_seconds", "From asking to the first token of an answer.", _LATENCIES
         )
@@ -75,10 +75,10 @@ class Metrics:
         """Where more can be registered."""
         return self._registry
 
-    def refused(self, reason: str) -> None:
-        """A request was refused before it got to the engine; `reason` is one of a few short words."""
+    def responded(self, status: int) -> None:
+        """An HTTP request was answered, or refused, with this status; 0: its client had left."""
         with self._lock:
-            self._refused[reason] += 1
+            self._responses[status] += 1
 
     def exposition(self, accept: str = "") -> tuple[bytes, str]:
         """All metrics in the form that an Accept header asks for, and its content type."""
@@ -110,9 +110,11 @@ class Metrics:
         """What prometheus_client asks a collector for."""
         yield from self._of_the_engine(self._llm.stats())
         with self._lock:
-            refused = sorted(self._refused.items())
+            responses = [(str(status), count) for status, count in sorted(self._responses.items())]
             families = [one.family() for one in self._distributions()]
-        yield _counter("cleave_requests_refused", "Requests refused before they began.", "reason", refused)
+        yield _counter(
+            "cleave_http_responses", "HTTP requests by the status of the answer.", "status", responses
+        )
         yield from families
 
     def _distributions(self) -> Sequence[Distribution]:
@@ -135,12 +137,16 @@ class Metrics:
             {
                 "version": importlib.metadata.version("cleave"),
                 "model": model.folder.name,
+                "engine": model.engine.kind,
                 "attention": model.options.attention,
             },
         )
         yield build
         yield GaugeMetricFamily("cleave_requests_running", "Answers that hold pages.", stats.running)
         yield GaugeMetricFamily("cleave_requests_waiting", "Answers in the queue.", stats.waiting)
+        yield GaugeMetricFamily(
+            "cleave_up", "1 while the engine can go on.", float(self._llm.failure is None)
+        )
         pages = GaugeMetricFamily("cleave_kv_cache_pages", "Pages of the KV cache.", labels=["state"])
         pages.add_metric(["used"], stats.pages_used)
         pages.add_metric(["cached"], stats.pages_cached)

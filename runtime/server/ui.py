@@ -8,51 +8,40 @@ import re
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, StreamingResponse
 
-from cleave.runtime.async_llm import AsyncLLM
-from cleave.runtime.server.live import Live
+from cleave.runtime.server.service import Service
 
-_PAGE = Path(__file__).with_name("ui.html")
+router = APIRouter(tags=["page"])
 
 
-def ui_router(llm: AsyncLLM, model_name: str) -> APIRouter:
-    """/ui, /ui/about and /ui/live of one model."""
-    router = APIRouter(tags=["Page"])
-    page = _PAGE.read_text("utf-8")
-    headers = {
-        "Content-Security-Policy": _policy(page),
-        "Cache-Control": "no-cache",
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
+@router.get("/ui", response_class=HTMLResponse)
+async def page() -> HTMLResponse:
+    """A chat, and beside it a picture of the machine."""
+    return HTMLResponse(_PAGE, headers=_HEADERS)
+
+
+@router.get("/ui/about")
+async def about(request: Request) -> dict[str, Any]:
+    """What the page has to know of the model."""
+    service = Service.of(request)
+    model = service.llm.model
+    return {
+        "model": service.model_name,
+        "chat": model.chat.has_template,
+        "max_model_len": model.max_length,
     }
-    live = Live(llm)
 
-    @router.get("/ui", response_class=HTMLResponse)
-    async def ui() -> HTMLResponse:
-        """A chat, and beside it a picture of the machine."""
-        return HTMLResponse(page, headers=headers)
 
-    @router.get("/ui/about")
-    async def about() -> dict[str, Any]:
-        """What the page has to know of the model."""
-        return {
-            "model": model_name,
-            "chat": llm.model.chat.has_template,
-            "max_model_len": llm.model.max_length,
-        }
-
-    @router.get("/ui/live", response_class=StreamingResponse)
-    async def watch() -> StreamingResponse:
-        """The picture, as server-sent events; see docs/observing.md."""
-        return StreamingResponse(
-            live.watch(),
-            media_type="text/event-stream",
-            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-        )
-
-    return router
+@router.get("/ui/live", response_class=StreamingResponse)
+async def watch(request: Request) -> StreamingResponse:
+    """The picture, as server-sent events; docs/observing.md says what is in them."""
+    return StreamingResponse(
+        Service.of(request).live.watch(),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
 
 
 def _policy(page: str) -> str:
@@ -67,3 +56,12 @@ def _policy(page: str) -> str:
 
 def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+_PAGE = Path(__file__).with_name("ui.html").read_text("utf-8")
+_HEADERS = {
+    "Content-Security-Policy": _policy(_PAGE),
+    "Cache-Control": "no-cache",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}

@@ -63,9 +63,9 @@ class Load:
                 self.left_after = len((await anext(stream)).token_ids)
                 self.during = scrape(metrics)
             assert await llm.wait_until_idle(60)
-            metrics.refused("overloaded")
-            metrics.refused("overloaded")
-            other.refused("validation")
+            metrics.responded(429)
+            metrics.responded(429)
+            other.responded(200)
             self.stats = llm.stats()
             self.after, self.other = scrape(metrics), scrape(other)
             llm.model.engine.run = run  # type: ignore[method-assign]
@@ -139,10 +139,10 @@ def test_what_is_under_way_shows_while_it_is(load: Load) -> None:
     assert pages == load.stats.pages
 
 
-def test_refusals_belong_to_the_server_that_refused(load: Load) -> None:
-    assert load.after.value("cleave_requests_refused_total", reason="overloaded") == 2
-    refused = [one.labels for one in load.other.samples if one.name == "cleave_requests_refused_total"]
-    assert refused == [{"reason": "validation"}]
+def test_responses_belong_to_the_server_that_gave_them(load: Load) -> None:
+    assert load.after.value("cleave_http_responses_total", status="429") == 2
+    given = [one.labels for one in load.other.samples if one.name == "cleave_http_responses_total"]
+    assert given == [{"status": "200"}]
 
 
 def test_closed_metrics_count_no_steps(load: Load) -> None:
@@ -153,7 +153,7 @@ def test_closed_metrics_count_no_steps(load: Load) -> None:
 def test_build_info(load: Load) -> None:
     (build,) = [one for one in load.after.samples if one.name == "cleave_build_info"]
     assert build.value == 1
-    assert set(build.labels) == {"version", "model", "attention"}
+    assert set(build.labels) == {"version", "model", "engine", "attention"}
 
 
 def test_names_follow_the_rules_of_prometheus(load: Load) -> None:

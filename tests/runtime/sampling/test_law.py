@@ -12,6 +12,7 @@ from sampling_truth import chi_square_p, edited, probabilities, warped
 from cleave.runtime.sampling.sampler import Sampler
 from cleave.runtime.sampling.state import SamplingState
 from cleave.runtime.sampling_params import SamplingDefaults, SamplingParams
+from cleave.runtime.structured.params import StructuredOutput
 
 VOCAB = 700
 PROMPT = [3, 5, 5, 8, 600]
@@ -86,7 +87,7 @@ EDITS: dict[str, dict[str, Any]] = {
     "allowed": {"allowed_token_ids": [1, 2, 5, 9, 100, 101, 102, 650, 699]},
     "min_tokens": {"min_tokens": 1000, "logit_bias": {650: 9.0, 300: 5.0}},
     "bad_words": {"bad_words": "x", "logit_bias": {4: 9.0, 12: 9.0, 13: 5.0}},
-    "structured": {"structured": "x", "logit_bias": {6: 9.0, 7: 4.0}},
+    "structured": {"structured": StructuredOutput(regex="x"), "logit_bias": {6: 9.0, 7: 4.0}},
     "everything": {
         "repetition_penalty": 0.8,
         "presence_penalty": 0.5,
@@ -95,7 +96,7 @@ EDITS: dict[str, dict[str, Any]] = {
         "allowed_token_ids": list(range(1, VOCAB, 2)),
         "min_tokens": 1000,
         "bad_words": "x",
-        "structured": "x",
+        "structured": StructuredOutput(regex="x"),
         "top_k": 50,
         "top_p": 0.97,
         "min_p": 0.01,
