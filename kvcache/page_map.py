@@ -17,7 +17,3 @@ class PageMap:
     holders: npt.NDArray[np.int64]
     """[num_pages] the sequence that holds each page; FREE, CACHED where only the prefix cache keeps it,
     SHARED where several sequences hold it."""
-
-    def count(self, holder: int) -> int:
-        """Pages of a sequence alone, or in one of the three states."""
-        return int((self.holders == holder).sum())

@@ -190,7 +190,7 @@ class Live:
         look = await self._llm.look(_copy)
         stats, now = self._llm.stats(), time.monotonic()
         order = {sequence: code for code, (sequence, *_) in enumerate(look.running, _FIRST_REQUEST)}
-        pages_per_cell, cells = _cells(look.holders, order)
+        pages_per_cell, cells = cells_of(look.holders, order)
         look.waiting.sort()
         return {
             "running": look.running,
@@ -224,15 +224,15 @@ def _copy(state: EngineState) -> _Look:
     return look
 
 
-def _cells(holders: npt.NDArray[np.int64], order: dict[int, int]) -> tuple[int, list[int]]:
-    """Pages per cell, and the cells as code, count, code, count, ...
+def cells_of(holders: npt.NDArray[np.int64], codes_of: dict[int, int]) -> tuple[int, list[int]]:
+    """Pages per cell, and the cells as code, count, code, count, ...; `codes_of` is by sequence id.
 
     A cell that stands for several pages shows the first of them that is used, else one that is cached.
     """
     codes = np.zeros(len(holders), np.int32)
     codes[holders == CACHED] = 1
     used = holders > FREE
-    codes[used] = [order.get(holder, 2) for holder in holders[used].tolist()]
+    codes[used] = [codes_of.get(holder, 2) for holder in holders[used].tolist()]
     codes[holders == SHARED] = 2
     per_cell = -(-len(codes) // _MOST_CELLS)
     if per_cell > 1:
