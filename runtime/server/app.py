@@ -19,8 +19,16 @@ from cleave.runtime.server.openai import chat, completions, models
 from cleave.runtime.server.request_scope import RequestScope
 from cleave.runtime.server.service import Service
 from cleave.runtime.server.settings import ServerSettings
+from cleave.runtime.server.tgi import about, generate
 
-_ROUTERS = (completions.router, chat.router, models.router, operation.router)
+_ROUTERS = (
+    completions.router,
+    chat.router,
+    models.router,
+    generate.router,
+    about.router,
+    operation.router,
+)
 
 
 def create_app(llm: AsyncLLM, settings: ServerSettings) -> FastAPI:
