@@ -8,6 +8,9 @@ PROMPT ?= San Francisco is a
 # A CPU build where one lies ready; plain `torch` would bring gigabytes of CUDA packages.
 TORCH ?= torch==2.13.0
 
+# It needs an old huggingface_hub, so it lives in a folder of its own; tests/server runs it from there.
+TGI_CLIENT := text-generation==0.7.0
+
 .PHONY: run test test-fast sim setup lint bench report clean
 
 run: $(ARTIFACT)/manifest.json  ## export the demo checkpoint and stream a continuation
@@ -48,6 +51,7 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target $(VENV)/tgi-client $(TGI_CLIENT)
 	@touch $@
 
 $(ARTIFACT)/manifest.json: $(STAMP) model_files/demo/model.safetensors $(wildcard export/*.py)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -19,12 +20,29 @@ from cleave.runtime.server.openai import chat, completions, models
 from cleave.runtime.server.request_scope import RequestScope
 from cleave.runtime.server.service import Service
 from cleave.runtime.server.settings import ServerSettings
+from cleave.runtime.server.tgi import about, generate
 
-_ROUTERS = (completions.router, chat.router, models.router, operation.router, ui.router)
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
+
+_ROUTERS = (
+    completions.router,
+    chat.router,
+    models.router,
+    generate.router,
+    about.router,
+    operation.router,
+    ui.router,
+)
 
 
-def create_app(llm: AsyncLLM, settings: ServerSettings) -> FastAPI:
-    """An application that serves a loaded model; `app.state.service` is what its handlers share."""
+def create_app(
+    llm: AsyncLLM, settings: ServerSettings, *, trace_provider: TracerProvider | None = None
+) -> FastAPI:
+    """An application that serves a loaded model; `app.state.service` is what its handlers share.
+
+    With `trace_provider` each answer becomes a span of OpenTelemetry.
+    """
     app = FastAPI(
         title="Cleave",
         version=version("cleave"),
@@ -45,6 +63,11 @@ def create_app(llm: AsyncLLM, settings: ServerSettings) -> FastAPI:
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
         )
+    if trace_provider is not None:
+        from cleave.runtime.server.tracing import TraceContext, Tracing
+
+        Tracing(llm, trace_provider)
+        app.add_middleware(TraceContext)
     app.add_middleware(RequestScope, service=service)
     return app
 

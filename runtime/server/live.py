@@ -27,7 +27,6 @@ _MOST_CELLS = 4096
 _MOST_WAITING = 50
 _BIN_SECONDS = 0.025
 _KEPT_SECONDS = 2.0
-_HEARTBEAT = 5.0
 _MOST_WATCHERS = 64
 _FIRST_REQUEST = 3
 """Codes of cells: 0 free, 1 cached, 2 shared, and from here on the requests of the frame in order."""
@@ -109,10 +108,11 @@ class Live:
     A watcher who lags gets the newest frame; the engine waits for nobody.
     """
 
-    def __init__(self, llm: AsyncLLM, *, interval: float = 0.2) -> None:
-        """A frame every `interval` seconds while something happens."""
+    def __init__(self, llm: AsyncLLM, *, interval: float = 0.2, heartbeat: float = 5.0) -> None:
+        """A frame every `interval` seconds while something happens, and every `heartbeat` seconds else."""
         self._llm = llm
         self._interval = interval
+        self._heartbeat = heartbeat
         self._recorder = Recorder()
         self._watchers = 0
         self._frame = b""
@@ -170,7 +170,7 @@ class Live:
                 self._publish(_end(self._over))
                 return
             state = (stats.steps, stats.waiting, stats.pages_used, stats.pages_cached, self._watchers)
-            if state != seen or time.monotonic() - sent > _HEARTBEAT:
+            if state != seen or time.monotonic() - sent > self._heartbeat:
                 try:
                     frame = await self._make()
                 except EngineError as error:

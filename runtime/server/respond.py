@@ -47,6 +47,8 @@ class EventStream(Response):
         async with _left(receive, self._job), _kept_alive(send, self._keep_alive) as silence:
             try:
                 async for event in self._events:
+                    if not event:
+                        continue
                     silence.broken = True
                     await send({"type": "http.response.body", "body": event, "more_body": True})
             except Exception as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from importlib.metadata import version
 
 from starlette.requests import Request
 
@@ -41,6 +42,11 @@ class Service:
         """The service that a request came to."""
         service: Service = request.app.state.service
         return service
+
+    @property
+    def fingerprint(self) -> str:
+        """What has to be the same for a seed to give the same answer."""
+        return f"cleave-{version('cleave')}-{self.llm.model.engine.kind}"
 
     @property
     def is_ready(self) -> bool:

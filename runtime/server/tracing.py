@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -19,6 +19,9 @@ try:
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 except ImportError:
     raise MissingPackage("opentelemetry", "otel", "tracing") from None
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
 
 
 class Tracing:
@@ -89,7 +92,7 @@ class TraceContext:
             context.detach(token)
 
 
-def otlp_provider(endpoint: str, service: str) -> TracerProvider:
+def otlp_provider(endpoint: str, model: str) -> SdkTracerProvider:
     """A provider that sends spans to `endpoint`, such as "http://localhost:4318/v1/traces".
 
     Raises MissingPackage where the exporter is not installed. Shut it down to send what is left.
@@ -97,11 +100,12 @@ def otlp_provider(endpoint: str, service: str) -> TracerProvider:
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider as Provider
+        from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
         raise MissingPackage("opentelemetry-exporter-otlp-proto-http", "otel", "sending spans") from None
-    provider = Provider(resource=Resource.create({"service.name": service}))
+    resource = Resource.create({"service.name": "cleave", "service.instance.id": model})
+    provider = SdkTracerProvider(resource=resource)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint)))
     return provider
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def test_the_steps_in_the_frames_are_those_of_the_engine(demo_artifact: Path) ->
             assert sum(one[4] for one in ordered) == 4 * 149
             assert sum(one[5] for one in ordered) == 4 * 150
             assert len(ordered) < stats.steps
-            for earlier, later in zip(ordered, ordered[1:], strict=False):
+            for earlier, later in pairwise(ordered):
                 assert earlier[0] < earlier[1] <= later[0] + 0.2
 
     asyncio.run(run())
@@ -162,7 +163,7 @@ def test_an_idle_engine_is_not_asked_again(demo_artifact: Path) -> None:
 def test_watchers_hear_of_the_end(demo_artifact: Path) -> None:
     async def run() -> None:
         async with AsyncLLM(demo_artifact) as llm:
-            live, other = Live(llm, interval=0.001), Live(llm, interval=0.001)
+            live, other = (Live(llm, interval=0.001, heartbeat=0.05) for _ in range(2))
             frames, others = live.watch(), other.watch()
             await asyncio.gather(anext(frames), anext(others))
             live.end("the server is shutting down")
@@ -194,6 +195,7 @@ def test_over_http_a_watcher_who_leaves_is_forgotten(demo_artifact: Path) -> Non
     with Served(demo_artifact) as server:
         with httpx.stream("GET", f"{server.url}/ui/live", timeout=60) as answer:
             assert answer.headers["content-type"].startswith("text/event-stream")
+            chunks = answer.iter_raw()
             assert parsed(next(chunks))["running"] == []
             assert server.service.live.watchers == 1
         until(lambda: server.service.live.watchers == 0)

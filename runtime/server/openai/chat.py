@@ -58,6 +58,7 @@ class _Form:
             "object": "chat.completion.chunk" if body.stream else "chat.completion",
             "created": int(time.time()),
             "model": service.model_name,
+            "system_fingerprint": service.fingerprint,
         }
 
     def whole(self, done: Sequence[Completion]) -> dict[str, Any]:

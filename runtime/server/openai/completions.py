@@ -56,6 +56,7 @@ class _Form:
             "object": "text_completion",
             "created": int(time.time()),
             "model": service.model_name,
+            "system_fingerprint": service.fingerprint,
         }
 
     def whole(self, done: Sequence[Completion]) -> dict[str, Any]:

@@ -13,7 +13,8 @@ def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """The messages as templates expect them: the arguments of calls are objects there, and not JSON text."""
     plain = []
     for message in messages:
-        fields = message.model_dump(exclude_unset=True)
+        fields = message.model_dump(exclude_none=True)
+        fields.setdefault("content", None)
         calls = fields.get("tool_calls")
         if isinstance(calls, Sequence) and not isinstance(calls, str):
             fields["tool_calls"] = [_call(call) for call in calls]
