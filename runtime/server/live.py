@@ -187,7 +187,7 @@ class Live:
             waiting.set_result(None)
 
     async def _make(self) -> dict[str, Any]:
-        look = await self._llm.look(_copy)
+        look = await self._llm.look(copy_of)
         stats, now = self._llm.stats(), time.monotonic()
         order = {sequence: code for code, (sequence, *_) in enumerate(look.running, _FIRST_REQUEST)}
         pages_per_cell, cells = cells_of(look.holders, order)
@@ -212,7 +212,8 @@ def _end(why: str) -> bytes:
     return b"event: end\ndata: " + json.dumps(why).encode() + b"\n\n"
 
 
-def _copy(state: EngineState) -> _Look:
+def copy_of(state: EngineState) -> _Look:
+    """What a frame needs, copied while the engine waits."""
     look = _Look(state.pages.map().holders, [], [])
     for generation, answer in state.answers.values():
         sequence: Sequence = answer.sequence
