@@ -11,6 +11,7 @@ from starlette.requests import Request
 from cleave.runtime.async_llm import AsyncLLM
 from cleave.runtime.server.admission import Admission
 from cleave.runtime.server.errors import Refused
+from cleave.runtime.server.health import EngineHealth
 from cleave.runtime.server.settings import ServerSettings
 
 
@@ -22,6 +23,7 @@ class Service:
     settings: ServerSettings
     admission: Admission
     model_name: str
+    health: EngineHealth
     draining: bool = False
     """Whether the server is about to end, and takes nothing more."""
     started: float = field(default_factory=time.time)
@@ -30,7 +32,8 @@ class Service:
     def over(cls, llm: AsyncLLM, settings: ServerSettings) -> Service:
         """A service of a loaded model."""
         limit = llm.model.options.max_sequences + settings.max_queue
-        return cls(llm, settings, Admission(limit), settings.model_name or llm.model.folder.name)
+        name = settings.model_name or llm.model.folder.name
+        return cls(llm, settings, Admission(limit), name, EngineHealth(llm))
 
     @classmethod
     def of(cls, request: Request) -> Service:
@@ -46,9 +49,11 @@ class Service:
     @property
     def is_ready(self) -> bool:
         """Whether requests are answered."""
-        return not self.draining and self.llm.failure is None
+        return not self.draining and self.health.failure is None
 
     def check_open(self) -> None:
         """Raises Refused where nothing more is taken."""
         if self.draining:
             raise Refused("unavailable", "the server is shutting down; ask another one", Retry_After="5")
+        if self.health.failure is not None:
+            raise Refused("unavailable", f"the engine cannot go on: {self.health.failure}")
