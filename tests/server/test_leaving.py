@@ -101,6 +101,8 @@ def test_the_pages_of_a_client_that_left_are_free_before_the_next_step(
 
 
 def test_who_does_not_read_is_called_off_and_slows_nobody(served: Served) -> None:
+    # Else the kernel alone could take in the whole answer.
+    served.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     body = {**ENDLESS, "logprobs": 5, "stream": True}
     with connect(served, "/v1/completions", body, buffer=4096) as lazy:
         others = []
