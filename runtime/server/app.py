@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -12,7 +13,7 @@ from starlette.responses import Response
 
 from cleave.errors import CleaveError
 from cleave.runtime.async_llm import AsyncLLM
-from cleave.runtime.server import operation
+from cleave.runtime.server import operation, ui
 from cleave.runtime.server.errors import Refused, dialect_of, failure_of
 from cleave.runtime.server.guards import ApiKey, BodyLimit
 from cleave.runtime.server.openai import chat, completions, models
@@ -21,6 +22,9 @@ from cleave.runtime.server.service import Service
 from cleave.runtime.server.settings import ServerSettings
 from cleave.runtime.server.tgi import about, generate
 
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
+
 _ROUTERS = (
     completions.router,
     chat.router,
@@ -28,11 +32,17 @@ _ROUTERS = (
     generate.router,
     about.router,
     operation.router,
+    ui.router,
 )
 
 
-def create_app(llm: AsyncLLM, settings: ServerSettings) -> FastAPI:
-    """An application that serves a loaded model; `app.state.service` is what its handlers share."""
+def create_app(
+    llm: AsyncLLM, settings: ServerSettings, *, trace_provider: TracerProvider | None = None
+) -> FastAPI:
+    """An application that serves a loaded model; `app.state.service` is what its handlers share.
+
+    With `trace_provider` each answer becomes a span of OpenTelemetry.
+    """
     app = FastAPI(
         title="Cleave",
         version=version("cleave"),
@@ -53,6 +63,11 @@ def create_app(llm: AsyncLLM, settings: ServerSettings) -> FastAPI:
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
         )
+    if trace_provider is not None:
+        from cleave.runtime.server.tracing import TraceContext, Tracing
+
+        Tracing(llm, trace_provider)
+        app.add_middleware(TraceContext)
     app.add_middleware(RequestScope, service=service)
     return app
 

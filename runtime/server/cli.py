@@ -55,6 +55,10 @@ def serve(
     cors_origin: Annotated[
         list[str] | None, typer.Option("--cors_origin", help="Origin whose pages may call, repeatable.")
     ] = None,
+    otlp_endpoint: Annotated[
+        str | None,
+        typer.Option("--otlp_endpoint", help="Send spans there: http://localhost:4318/v1/traces."),
+    ] = None,
     log_format: Annotated[
         Literal["text", "json"], typer.Option("--log_format", help="One line an event, text or json.")
     ] = "text",
@@ -82,6 +86,7 @@ def serve(
         api_key=api_key,
         drain_timeout=drain_timeout,
         cors_origins=tuple(cors_origin or ()),
+        otlp_endpoint=otlp_endpoint,
         log_prompts=log_prompts,
     )
     logs.configure(log_format, log_level)

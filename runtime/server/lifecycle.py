@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -14,6 +15,9 @@ from cleave.runtime.async_llm import AsyncLLM
 from cleave.runtime.server.app import create_app
 from cleave.runtime.server.service import Service
 from cleave.runtime.server.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
 EXIT_FAILED = 1
 """The engine could not go on."""
@@ -85,6 +89,7 @@ class Server(uvicorn.Server):
             await asyncio.sleep(_LOOK)
             await service.health.look()
         self.failed = service.health.failure is not None
+        service.live.end("the engine cannot go on" if self.failed else "the server is shutting down")
         if self.failed:
             fields = {"reason": service.health.failure}
             _log.critical("the engine cannot go on; the server ends", extra={"fields": fields})
@@ -109,7 +114,8 @@ class Server(uvicorn.Server):
 
 def serve_model(llm: AsyncLLM, settings: ServerSettings, listener: socket.socket) -> int:
     """Serve until a signal or a failure; gives back the exit code."""
-    app = create_app(llm, settings)
+    provider = _trace_provider(settings, llm)
+    app = create_app(llm, settings, trace_provider=provider)
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -120,7 +126,18 @@ def serve_model(llm: AsyncLLM, settings: ServerSettings, listener: socket.socket
     )
     server = Server(config, app.state.service)
     server.run(sockets=[listener])
+    if provider is not None:
+        provider.shutdown()
     return EXIT_FAILED if server.failed else 0
+
+
+def _trace_provider(settings: ServerSettings, llm: AsyncLLM) -> TracerProvider | None:
+    """Sends spans where the settings say. Raises MissingPackage where the extra is not installed."""
+    if settings.otlp_endpoint is None:
+        return None
+    from cleave.runtime.server.tracing import otlp_provider
+
+    return otlp_provider(settings.otlp_endpoint, settings.model_name or llm.model.folder.name)
 
 
 def _unavailable(settings: ServerSettings, error: OSError) -> ServerError:

@@ -81,6 +81,13 @@ async def stats(request: Request) -> dict[str, Any]:
     }
 
 
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """The metrics for Prometheus; docs/observing.md lists them."""
+    content, media_type = Service.of(request).metrics.exposition(request.headers.get("accept", ""))
+    return Response(content, media_type=media_type)
+
+
 @router.post("/v1/abort/{request_id}")
 async def abort(request_id: str, request: Request) -> dict[str, Any]:
     """Call a request off, by the id in its X-Request-Id header or in its answer."""

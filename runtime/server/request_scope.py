@@ -58,6 +58,7 @@ class RequestScope:
         finally:
             if state.get("slot"):
                 self._service.admission.leave(request_id)
+            self._service.metrics.responded(status)
             self._report(scope, status, time.perf_counter() - began)
 
     def _report(self, scope: Scope, status: int, seconds: float) -> None:

@@ -12,6 +12,8 @@ from cleave.runtime.async_llm import AsyncLLM
 from cleave.runtime.server.admission import Admission
 from cleave.runtime.server.errors import Refused
 from cleave.runtime.server.health import EngineHealth
+from cleave.runtime.server.live import Live
+from cleave.runtime.server.metrics import Metrics
 from cleave.runtime.server.settings import ServerSettings
 
 
@@ -24,6 +26,8 @@ class Service:
     admission: Admission
     model_name: str
     health: EngineHealth
+    metrics: Metrics
+    live: Live
     draining: bool = False
     """Whether the server is about to end, and takes nothing more."""
     started: float = field(default_factory=time.time)
@@ -33,7 +37,7 @@ class Service:
         """A service of a loaded model."""
         limit = llm.model.options.max_sequences + settings.max_queue
         name = settings.model_name or llm.model.folder.name
-        return cls(llm, settings, Admission(limit), name, EngineHealth(llm))
+        return cls(llm, settings, Admission(limit), name, EngineHealth(llm), Metrics(llm), Live(llm))
 
     @classmethod
     def of(cls, request: Request) -> Service:

@@ -31,6 +31,8 @@ class ServerSettings:
     """Seconds that requests under way have after SIGTERM."""
     keep_alive: float = 15.0
     """Seconds after which a silent stream gets a comment, so that proxies keep it open."""
+    otlp_endpoint: str | None = None
+    """Where spans go, such as "http://localhost:4318/v1/traces"; None: there are none."""
     log_prompts: bool = False
     """Whether the log has prompts and answers."""
     cors_origins: tuple[str, ...] = ()

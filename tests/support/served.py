@@ -38,10 +38,17 @@ def until(happened: Callable[[], bool]) -> None:
 class Served:
     """An artifact served by a thread of this process."""
 
-    def __init__(self, artifact: Path, *, settings: dict[str, Any] | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        artifact: Path,
+        *,
+        settings: dict[str, Any] | None = None,
+        trace_provider: Any = None,
+        **options: Any,
+    ) -> None:
         self.settings = ServerSettings(port=0, **(settings or {}))
         self.llm = AsyncLLM(artifact, **options)
-        self.app = create_app(self.llm, self.settings)
+        self.app = create_app(self.llm, self.settings, trace_provider=trace_provider)
         self.service = self.app.state.service
         self.listener = bind(self.settings)
         config = uvicorn.Config(self.app, log_config=None, access_log=False, lifespan="off")
