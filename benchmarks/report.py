@@ -31,6 +31,10 @@ _SECTIONS = {
         "peer's, of medians.",
     ),
     "serve": ("Serving", "TTFT, TPOT, ITL and E2E by the definitions of `vllm bench serve`."),
+    "serve_overhead": (
+        "What HTTP costs",
+        "Processor time of the server's process for each token, beside that of generating without one.",
+    ),
     "kvrun": (
         "kv.run's table",
         "Tokens/s, and in brackets the % of what the machine or card can do at most. A prefill counts one "

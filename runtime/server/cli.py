@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from cleave.errors import MissingPackage
-
-_NEEDED = ("fastapi", "uvicorn")
 
 
 def serve(
@@ -73,12 +70,12 @@ def serve(
     ] = False,
 ) -> None:
     """Serve an artifact over HTTP, in the dialects of OpenAI and of text-generation-inference."""
-    missing = [name for name in _NEEDED if find_spec(name) is None]
-    if missing:
-        raise MissingPackage(" and ".join(missing), "server", "`cleave serve`")
-    from cleave.runtime.async_llm import AsyncLLM
-    from cleave.runtime.server import lifecycle, logs
-    from cleave.runtime.server.settings import ServerSettings
+    try:
+        from cleave.runtime.async_llm import AsyncLLM
+        from cleave.runtime.server import lifecycle, logs
+        from cleave.runtime.server.settings import ServerSettings
+    except ModuleNotFoundError as error:
+        raise MissingPackage(error.name or "fastapi", "server", "`cleave serve`") from None
 
     settings = ServerSettings(
         host=host,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hmac
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cleave.runtime.server.errors import Failure, Refused, dialect_of
+from cleave.runtime.server.errors import Failure, dialect_of
 
 _OPEN = frozenset({"/", "/live", "/ready", "/health", "/ping", "/ui"})
 """Paths whose GET tells nothing that is worth a key: probes, and a page that has to ask for it."""
@@ -52,10 +53,10 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        refusal = Refused("too_large", f"the body is too long; at most {self._most} bytes are allowed")
+        said = f"the body is too long; at most {self._most} bytes are allowed"
         length = Headers(scope=scope).get("content-length", "0")
         if length.isdecimal() and int(length) > self._most:
-            await refusal.failure.response(dialect_of(scope["path"]))(scope, receive, send)
+            await Failure("too_large", said).response(dialect_of(scope["path"]))(scope, receive, send)
             return
         size = 0
 
@@ -64,7 +65,8 @@ class BodyLimit:
             message = await receive()
             size += len(message.get("body", b""))
             if size > self._most:
-                raise refusal
+                # The one kind of error that FastAPI lets through while it reads a body.
+                raise HTTPException(413, said)
             return message
 
         await self._app(scope, limited, send)

@@ -85,14 +85,14 @@ class Server(uvicorn.Server):
 
     async def _end_well(self) -> None:
         service = self._service
-        while not service.draining and service.llm.failure is None:
+        while service.is_ready:
             await asyncio.sleep(_LOOK)
-        self.failed = service.llm.failure is not None
+            await service.health.look()
+        self.failed = service.health.failure is not None
         service.live.end("the engine cannot go on" if self.failed else "the server is shutting down")
         if self.failed:
-            _log.critical(
-                "the engine cannot go on; the server ends", extra={"fields": {"reason": service.llm.failure}}
-            )
+            fields = {"reason": service.health.failure}
+            _log.critical("the engine cannot go on; the server ends", extra={"fields": fields})
         else:
             await self._drain()
         self.should_exit = True

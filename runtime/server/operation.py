@@ -28,8 +28,8 @@ async def ready(request: Request) -> Response:
     content: dict[str, Any] = {"ready": service.is_ready}
     if service.draining:
         content["reason"] = "the server is shutting down"
-    elif service.llm.failure is not None:
-        content["reason"] = f"the engine cannot go on: {service.llm.failure}"
+    elif service.health.failure is not None:
+        content["reason"] = f"the engine cannot go on: {service.health.failure}"
     return JSONResponse(content, 200 if service.is_ready else 503)
 
 

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from cleave.runtime.async_llm import AsyncLLM
 from cleave.runtime.server.admission import Admission
 from cleave.runtime.server.errors import Refused
+from cleave.runtime.server.health import EngineHealth
 from cleave.runtime.server.live import Live
 from cleave.runtime.server.metrics import Metrics
 from cleave.runtime.server.settings import ServerSettings
@@ -24,6 +25,7 @@ class Service:
     settings: ServerSettings
     admission: Admission
     model_name: str
+    health: EngineHealth
     metrics: Metrics
     live: Live
     draining: bool = False
@@ -35,7 +37,7 @@ class Service:
         """A service of a loaded model."""
         limit = llm.model.options.max_sequences + settings.max_queue
         name = settings.model_name or llm.model.folder.name
-        return cls(llm, settings, Admission(limit), name, Metrics(llm), Live(llm))
+        return cls(llm, settings, Admission(limit), name, EngineHealth(llm), Metrics(llm), Live(llm))
 
     @classmethod
     def of(cls, request: Request) -> Service:
@@ -51,9 +53,11 @@ class Service:
     @property
     def is_ready(self) -> bool:
         """Whether requests are answered."""
-        return not self.draining and self.llm.failure is None
+        return not self.draining and self.health.failure is None
 
     def check_open(self) -> None:
         """Raises Refused where nothing more is taken."""
         if self.draining:
             raise Refused("unavailable", "the server is shutting down; ask another one", Retry_After="5")
+        if self.health.failure is not None:
+            raise Refused("unavailable", f"the engine cannot go on: {self.health.failure}")
