@@ -15,6 +15,7 @@ from cleave.runtime.server.health import EngineHealth
 from cleave.runtime.server.live import Live
 from cleave.runtime.server.metrics import Metrics
 from cleave.runtime.server.settings import ServerSettings
+from cleave.runtime.server.tgi.timing import QueueTimes
 
 
 @dataclass(slots=True)
@@ -28,6 +29,7 @@ class Service:
     health: EngineHealth
     metrics: Metrics
     live: Live
+    queue_times: QueueTimes
     draining: bool = False
     """Whether the server is about to end, and takes nothing more."""
     started: float = field(default_factory=time.time)
@@ -37,7 +39,11 @@ class Service:
         """A service of a loaded model."""
         limit = llm.model.options.max_sequences + settings.max_queue
         name = settings.model_name or llm.model.folder.name
-        return cls(llm, settings, Admission(limit), name, EngineHealth(llm), Metrics(llm), Live(llm))
+        queue_times = QueueTimes()
+        llm.observe(queue_times)
+        return cls(
+            llm, settings, Admission(limit), name, EngineHealth(llm), Metrics(llm), Live(llm), queue_times
+        )
 
     @classmethod
     def of(cls, request: Request) -> Service:
