@@ -67,8 +67,9 @@ def test_a_thousand_streams_of_which_a_tenth_is_killed(demo_artifact: Path) -> N
         assert_nothing_is_left(server.url)
         ended = httpx.get(f"{server.url}/stats").json()["requests"]["ended"]
     for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        assert answer == (None if index in killed else expected[prompt])
-    # One that was killed while its last tokens were on the way had its answer all the same.
+        # A client that lags gets several tokens in one event, and may be done before it is to be killed.
+        assert answer == expected[prompt] or (answer is None and index in killed)
+    assert answers.count(None) > len(killed) // 2
     assert ended["length"] + ended["abort"] == STREAMS
     assert ended["length"] >= STREAMS - len(killed)
 
