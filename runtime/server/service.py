@@ -16,6 +16,7 @@ from cleave.runtime.server.limit_share import LimitShare
 from cleave.runtime.server.live import Live
 from cleave.runtime.server.metrics import Metrics
 from cleave.runtime.server.settings import ServerSettings
+from cleave.runtime.server.tgi.timing import QueueTimes
 
 
 @dataclass(slots=True)
@@ -29,6 +30,7 @@ class Service:
     health: EngineHealth
     metrics: Metrics
     live: Live
+    queue_times: QueueTimes
     draining: bool = False
     """Whether the server is about to end, and takes nothing more."""
     started: float = field(default_factory=time.time)
@@ -40,7 +42,9 @@ class Service:
         name = settings.model_name or llm.model.folder.name
         share = LimitShare.measured(llm.model) if settings.measure_limits else None
         live = Live(llm, share=share)
-        return cls(llm, settings, Admission(limit), name, EngineHealth(llm), Metrics(llm), live)
+        queue_times = QueueTimes()
+        llm.observe(queue_times)
+        return cls(llm, settings, Admission(limit), name, EngineHealth(llm), Metrics(llm), live, queue_times)
 
     @classmethod
     def of(cls, request: Request) -> Service:

@@ -61,14 +61,15 @@ def test_a_thousand_streams_of_which_a_tenth_is_killed(demo_artifact: Path) -> N
         )
         return await asyncio.gather(*asked)
 
-    with ServedProcess(demo_artifact, "--max_queue", STREAMS, "--log_level", "warning") as server:
+    with ServedProcess(demo_artifact, "--max_queue", STREAMS) as server:
         assert server.url is not None
         answers = asyncio.run(ask_all(server.url))
         assert_nothing_is_left(server.url)
         ended = httpx.get(f"{server.url}/stats").json()["requests"]["ended"]
     for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        assert answer == (None if index in killed else expected[prompt])
-    # One that was killed while its last tokens were on the way had its answer all the same.
+        # A client that lags gets several tokens in one event, and may be done before it is to be killed.
+        assert answer == expected[prompt] or (answer is None and index in killed)
+    assert answers.count(None) > len(killed) // 2
     assert ended["length"] + ended["abort"] == STREAMS
     assert ended["length"] >= STREAMS - len(killed)
 
@@ -122,7 +123,7 @@ def test_memory_stays_flat_for_as_long_as_it_runs(demo_artifact: Path) -> None:
             found, *_ = await asyncio.gather(sample(process), *(keep_asking(url, client) for _ in range(32)))
         return found
 
-    with ServedProcess(demo_artifact, "--log_level", "warning") as server:
+    with ServedProcess(demo_artifact) as server:
         assert server.url is not None
         resident = asyncio.run(soak(server.url, psutil.Process(server.process.pid)))
         assert_nothing_is_left(server.url)

@@ -125,5 +125,5 @@ def test_who_does_not_read_is_called_off_and_slows_nobody(served: Served) -> Non
             received += lazy.recv(65536)
     assert b"too many tokens unread" in received
     events = [line for line in received.decode().split("\n") if line.startswith("data: {")]
-    assert "error" in json.loads(events[-1])
+    assert "error" in json.loads(events[-1].removeprefix("data: "))
     assert len(events) > 100

@@ -28,26 +28,22 @@ def best_first(done: Sequence[Completion]) -> list[Completion]:
     return sorted(done, key=_mean_logprob, reverse=True)
 
 
-def details(
-    tokenizer: Tokenizer, special: frozenset[int], asked: Wanted, done: Sequence[Completion], inputs: str
-) -> dict[str, Any]:
+def details(tokenizer: Tokenizer, asked: Wanted, done: Sequence[Completion], inputs: str) -> dict[str, Any]:
     """The details of the first answer, and of the others below it."""
-    described = _one(tokenizer, special, asked, done[0])
+    described = _one(tokenizer, asked, done[0])
     if len(done) > 1:
         described["best_of_sequences"] = [
             {
                 "generated_text": (inputs if asked.full_text else "") + other.text,
-                **_one(tokenizer, special, asked, other),
+                **_one(tokenizer, asked, other),
             }
             for other in done[1:]
         ]
     return described
 
 
-def _one(
-    tokenizer: Tokenizer, special: frozenset[int], asked: Wanted, completion: Completion
-) -> dict[str, Any]:
-    lister = TokenLister(tokenizer, special, completion.prompt_token_ids)
+def _one(tokenizer: Tokenizer, asked: Wanted, completion: Completion) -> dict[str, Any]:
+    lister = TokenLister(tokenizer, completion.prompt_token_ids)
     places = completion.logprobs or ()
     last = len(completion.token_ids) - 1
     described: dict[str, Any] = {

@@ -52,21 +52,20 @@ async def _whole(
     timing = Timing()
     service = Service.of(request)
     asked = wanted(body, streams=False, full_text=full_text)
-    job = await _start(request, service, body, asked)
-    timing.validated()
-    done = best_first(await whole(request, job)) if asked.sampling.n > 1 else await whole(request, job)
+    with service.queue_times.of(request.state.request_id):
+        job = await _start(request, service, body, asked)
+        timing.validated()
+        done = await whole(request, job)
+        queued = service.queue_times.seconds(job.request_id)
     for completion in done:
         finish_reason(completion.finish_reason, completion.stop_reason, completion.error)
+    if len(done) > 1:
+        done = best_first(done)
     answer: dict[str, Any] = {"generated_text": (body.inputs if asked.full_text else "") + done[0].text}
     if asked.details:
-        tokenizer = service.llm.model.tokenizer
-        answer["details"] = details(tokenizer, tokenizer.special_token_ids, asked, done, body.inputs)
-    content = dump([answer] if listed else answer)
-    return Response(
-        content,
-        headers=timing.headers(body.inputs, job.prompt_tokens, len(done[0].token_ids)),
-        media_type="application/json",
-    )
+        answer["details"] = details(service.llm.model.tokenizer, asked, done, body.inputs)
+    headers = timing.headers(body.inputs, job.prompt_tokens, len(done[0].token_ids), queued)
+    return Response(dump([answer] if listed else answer), headers=headers, media_type="application/json")
 
 
 async def _streamed(body: GenerateRequest, request: Request, *, full_text: bool = False) -> Response:

@@ -37,7 +37,7 @@ class _Writer:
 
     def __init__(self, tokenizer: Tokenizer, job: Job, asked: Wanted) -> None:
         self._special = tokenizer.special_token_ids
-        self._lister = TokenLister(tokenizer, self._special, job.streams[0].prompt_token_ids)
+        self._lister = TokenLister(tokenizer, job.streams[0].prompt_token_ids)
         self._top = asked.top_n_tokens
         self._index = 0
 

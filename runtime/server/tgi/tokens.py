@@ -16,9 +16,9 @@ _IMPOSSIBLE = -9999.0
 class TokenLister:
     """Gives each token of one answer its part of the text."""
 
-    def __init__(self, tokenizer: Tokenizer, special: frozenset[int], prompt: Sequence[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
         self._tokenizer = tokenizer
-        self._special = special
+        self._special = tokenizer.special_token_ids
         self._detokenizer = Detokenizer(tokenizer, prompt)
 
     def text(self, token: int) -> str:
