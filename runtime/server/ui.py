@@ -13,7 +13,7 @@ from starlette.responses import HTMLResponse, StreamingResponse
 
 from cleave.runtime.server.service import Service
 
-router = APIRouter(tags=["page"])
+router = APIRouter(include_in_schema=False)
 
 
 @router.get("/ui", response_class=HTMLResponse)
