@@ -55,6 +55,10 @@ def serve(
     cors_origin: Annotated[
         list[str] | None, typer.Option("--cors_origin", help="Origin whose pages may call, repeatable.")
     ] = None,
+    measure_limits: Annotated[
+        bool,
+        typer.Option("--measure_limits", help="Measure the machine first; /ui then shows the percentage."),
+    ] = False,
     otlp_endpoint: Annotated[
         str | None,
         typer.Option("--otlp_endpoint", help="Send spans there: http://localhost:4318/v1/traces."),
@@ -86,6 +90,7 @@ def serve(
         api_key=api_key,
         drain_timeout=drain_timeout,
         cors_origins=tuple(cors_origin or ()),
+        measure_limits=measure_limits,
         otlp_endpoint=otlp_endpoint,
         log_prompts=log_prompts,
     )

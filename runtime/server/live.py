@@ -21,7 +21,7 @@ from cleave.runtime.engine_call import EngineState
 from cleave.runtime.observer import AnswerReport, StepReport
 from cleave.runtime.sequence import Sequence
 from cleave.runtime.server.errors import Refused
-from cleave.runtime.step import Step
+from cleave.runtime.server.limit_share import LimitShare
 
 _MOST_CELLS = 4096
 _MOST_WAITING = 50
@@ -50,7 +50,7 @@ class Recorder:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._bins: deque[_Bin] = deque(maxlen=int(_KEPT_SECONDS / _BIN_SECONDS))
-        self._last: Step = ()
+        self._last: StepReport | None = None
 
     def stepped(self, step: StepReport) -> None:
         """See `EngineObserver`."""
@@ -64,7 +64,7 @@ class Recorder:
             now.prefill_tokens += step.prefill_tokens
             now.decode_tokens += step.decode_tokens
             now.generated_tokens += step.generated_tokens
-            self._last = step.chunks
+            self._last = step
 
     def answered(self, answer: AnswerReport) -> None:
         """See `EngineObserver`."""
@@ -86,8 +86,8 @@ class Recorder:
             ]
 
     @property
-    def last(self) -> Step:
-        """The chunks of the last step."""
+    def last(self) -> StepReport | None:
+        """The last step."""
         return self._last
 
 
@@ -108,9 +108,17 @@ class Live:
     A watcher who lags gets the newest frame; the engine waits for nobody.
     """
 
-    def __init__(self, llm: AsyncLLM, *, interval: float = 0.2, heartbeat: float = 5.0) -> None:
+    def __init__(
+        self,
+        llm: AsyncLLM,
+        *,
+        share: LimitShare | None = None,
+        interval: float = 0.2,
+        heartbeat: float = 5.0,
+    ) -> None:
         """A frame every `interval` seconds while something happens, and every `heartbeat` seconds else."""
         self._llm = llm
+        self._share = share
         self._interval = interval
         self._heartbeat = heartbeat
         self._recorder = Recorder()
@@ -187,11 +195,13 @@ class Live:
             waiting.set_result(None)
 
     async def _make(self) -> dict[str, Any]:
-        look = await self._llm.look(_copy)
+        look = await self._llm.look(copy_of)
         stats, now = self._llm.stats(), time.monotonic()
         order = {sequence: code for code, (sequence, *_) in enumerate(look.running, _FIRST_REQUEST)}
         pages_per_cell, cells = cells_of(look.holders, order)
         look.waiting.sort()
+        last = self._recorder.last
+        share = self._share.lately(last) if self._share and last else None
         return {
             "running": look.running,
             "waiting": [entry[1:] for entry in look.waiting[:_MOST_WAITING]],
@@ -200,7 +210,8 @@ class Live:
             "page_size": stats.page_size,
             "pages_per_cell": pages_per_cell,
             "cells": cells,
-            "batch": [[chunk.sequence.id, chunk.count] for chunk in self._recorder.last],
+            "batch": [[chunk.sequence.id, chunk.count] for chunk in last.chunks] if last else [],
+            "percent_of_limit": None if share is None else round(share, 1),
             "steps": self._recorder.recent(now),
             "now": round(now * 1e3, 1),
             "prefix_hits": stats.cached_prompt_tokens,
@@ -212,7 +223,8 @@ def _end(why: str) -> bytes:
     return b"event: end\ndata: " + json.dumps(why).encode() + b"\n\n"
 
 
-def _copy(state: EngineState) -> _Look:
+def copy_of(state: EngineState) -> _Look:
+    """What a frame needs, copied while the engine waits."""
     look = _Look(state.pages.map().holders, [], [])
     for generation, answer in state.answers.values():
         sequence: Sequence = answer.sequence

@@ -12,6 +12,7 @@ from cleave.runtime.async_llm import AsyncLLM
 from cleave.runtime.server.admission import Admission
 from cleave.runtime.server.errors import Refused
 from cleave.runtime.server.health import EngineHealth
+from cleave.runtime.server.limit_share import LimitShare
 from cleave.runtime.server.live import Live
 from cleave.runtime.server.metrics import Metrics
 from cleave.runtime.server.settings import ServerSettings
@@ -39,11 +40,11 @@ class Service:
         """A service of a loaded model."""
         limit = llm.model.options.max_sequences + settings.max_queue
         name = settings.model_name or llm.model.folder.name
+        share = LimitShare.measured(llm.model) if settings.measure_limits else None
+        live = Live(llm, share=share)
         queue_times = QueueTimes()
         llm.observe(queue_times)
-        return cls(
-            llm, settings, Admission(limit), name, EngineHealth(llm), Metrics(llm), Live(llm), queue_times
-        )
+        return cls(llm, settings, Admission(limit), name, EngineHealth(llm), Metrics(llm), live, queue_times)
 
     @classmethod
     def of(cls, request: Request) -> Service:

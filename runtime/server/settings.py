@@ -33,6 +33,8 @@ class ServerSettings:
     """Seconds after which a silent stream gets a comment, so that proxies keep it open."""
     otlp_endpoint: str | None = None
     """Where spans go, such as "http://localhost:4318/v1/traces"; None: there are none."""
+    measure_limits: bool = False
+    """Whether to measure at the start what the machine can do, for the page to compare with."""
     log_prompts: bool = False
     """Whether the log has prompts and answers."""
     cors_origins: tuple[str, ...] = ()

@@ -14,9 +14,13 @@ import numpy as np
 import pytest
 from served import Served, until
 
-from cleave import AsyncLLM, SamplingParams
+from cleave import LLM, AsyncLLM, SamplingParams
+from cleave.errors import EngineError
 from cleave.kvcache.page_map import CACHED, FREE, SHARED
+from cleave.runtime.bench.limits import Limits
+from cleave.runtime.observer import StepReport
 from cleave.runtime.server.errors import Refused
+from cleave.runtime.server.limit_share import LimitShare
 from cleave.runtime.server.live import Live, cells_of
 
 ENDLESS = SamplingParams(max_tokens=3000, ignore_eos=True)
@@ -207,6 +211,68 @@ def test_a_server_that_drains_does_not_wait_for_watchers(demo_artifact: Path) ->
         assert next(lines).startswith("data: ")
         server.service.draining = True
         assert 'data: "the server is shutting down"' in list(lines)
+
+
+def test_the_share_of_the_limit_is_what_the_shape_says(demo_artifact: Path) -> None:
+    """Counted here from the config alone: a decode step reads every weight once, and the history."""
+    hidden, inner, layers, vocab, q, kv = 256, 704, 6, 3072, 256, 128
+    layer = hidden * (q + 2 * kv) + q * hidden + 3 * hidden * inner + 2 * hidden
+    weights = layers * layer + hidden + vocab * hidden
+
+    async def run() -> None:
+        async with AsyncLLM(demo_artifact) as llm:
+            share = LimitShare(llm.model, Limits(1e9, {"float32": 1e15}))
+            steps: list[StepReport] = []
+
+            class Keeper:
+                def stepped(self, step: StepReport) -> None:
+                    steps.append(step)
+
+                def answered(self, answer: object) -> None: ...
+
+            llm.observe(Keeper())
+            await llm.generate([0, *range(10, 40)], SamplingParams(max_tokens=4, ignore_eos=True))
+            assert [(step.chunks[0].start, step.chunks[0].count) for step in steps] == [
+                (0, 31),
+                (31, 1),
+                (32, 1),
+                (33, 1),
+            ]
+            for step in steps[1:]:
+                floats = weights + hidden + layers * 2 * kv * (step.chunks[0].start + 1)
+                assert share.of(step) == pytest.approx(100 * floats * 4 / 1e9 / step.seconds)
+            assert share.lately(steps[1]) == share.of(steps[1])
+            both = (share.of(steps[1]) + share.of(steps[2])) / 2
+            assert share.lately(steps[2]) == pytest.approx(both)
+
+    asyncio.run(run())
+
+
+def test_measured_limits_show_in_the_frames(demo_artifact: Path) -> None:
+    with Served(demo_artifact, settings={"measure_limits": True}) as server:
+        params = {"prompt": "Tokyo", "max_tokens": 300, "ignore_eos": True}
+        with (
+            httpx.stream("GET", f"{server.url}/ui/live", timeout=60) as answer,
+            httpx.stream(
+                "POST",
+                f"{server.url}/v1/completions",
+                json={"model": server.service.model_name, "stream": True, **params},
+                timeout=60,
+            ),
+        ):
+            for line in answer.iter_lines():
+                if line and (percent := json.loads(line[6:])["percent_of_limit"]) is not None:
+                    assert percent > 0
+                    return
+    raise AssertionError("no frame has it")
+
+
+def test_limits_of_the_processor_are_for_models_that_run_there(demo_artifact: Path) -> None:
+    with (
+        LLM(demo_artifact, attention="reference") as llm,
+        pytest.raises(EngineError, match="--measure_limits"),
+    ):
+        LimitShare.measured(llm.model)
 
 
 def test_cells_of_many_pages_show_what_is_used() -> None:

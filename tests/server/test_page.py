@@ -93,7 +93,7 @@ def test_a_conversation_is_the_one_of_the_api(page: Any, server: Served) -> None
         "Where is Tokyo?",
     ]
     assert "12 tokens" in page.locator(".meta").last.text_content()
-    assert "most tokens reached" in page.locator(".meta").last.text_content()
+    assert "max tokens reached" in page.locator(".meta").last.text_content()
     page.get_by_role("button", name="New chat").click()
     assert page.locator(".turn").count() == 0
 
@@ -246,7 +246,7 @@ def test_errors_are_said_in_the_page(page: Any, server: Served) -> None:
     # The question that was refused is no part of what is asked next.
     say(page, "Where is Tokyo?")
     finished(page)
-    assert page.locator(".meta").last.text_content().startswith(("most tokens", "2 tokens"))
+    assert page.locator(".meta").last.text_content().startswith(("max tokens", "2 tokens"))
 
 
 def test_the_page_asks_for_the_key_and_keeps_it(browser: Any, demo_artifact: Path) -> None:
