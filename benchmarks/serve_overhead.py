@@ -6,6 +6,7 @@ generating the same tokens without a server.
 - `completions`, `chat`: `cleave serve` in a process of its own, and a client in this one that does
   nothing but read until the streams end.
 
+`main_thread` is the part of the main thread, which in a server is the event loop and thereby all of HTTP.
 All ways take turns; figures are medians of their repetitions. Processor time counts every thread, in user
 and in kernel mode, so waiting costs nothing and contention does.
 """
@@ -39,7 +40,9 @@ GOAL_US = 150
 WORKER = """
 import asyncio, sys
 from cleave import LLM, AsyncLLM, SamplingParams
+from cleave.threads import own_process
 
+own_process()  # as the command does
 kind, artifact, streams, tokens = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 prompts = [f"Number {index} is" for index in range(streams)]
 params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
@@ -158,19 +161,30 @@ def processor_seconds(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
+def main_thread_seconds(process: psutil.Process) -> float:
+    """Processor time of its main thread so far."""
+    (main,) = [thread for thread in process.threads() if thread.id == process.pid]
+    return float(main.user_time + main.system_time)
+
+
 def measure(
     ways: dict[str, tuple[psutil.Process, Callable[[], None]]], tokens: int, repetitions: int
 ) -> dict[str, dict[str, list[float]]]:
     """Microseconds of processor time and tokens a second of every way, in turn."""
-    found: dict[str, dict[str, list[float]]] = {name: {"us": [], "rate": []} for name in ways}
+    found: dict[str, dict[str, list[float]]] = {name: {"us": [], "main": [], "rate": []} for name in ways}
     for repetition in range(repetitions + 1):
         for name, (process, run) in ways.items():
-            before, began = processor_seconds(process), time.perf_counter()
+            before, main, began = (
+                processor_seconds(process),
+                main_thread_seconds(process),
+                time.perf_counter(),
+            )
             run()
             seconds = time.perf_counter() - began
             # The first time warms up.
             if repetition:
                 found[name]["us"].append((processor_seconds(process) - before) / tokens * 1e6)
+                found[name]["main"].append((main_thread_seconds(process) - main) / tokens * 1e6)
                 found[name]["rate"].append(tokens / seconds)
     return found
 
@@ -204,6 +218,7 @@ def main() -> None:
                 "way": name,
                 "cpu_us_a_token": round(us, 1),
                 "over_offline_us": round(us - base, 1),
+                "main_thread_us": round(statistics.median(figures["main"]), 1),
                 "spread_us": round(max(figures["us"]) - min(figures["us"]), 1),
                 "tokens_per_second": round(statistics.median(figures["rate"])),
             }
