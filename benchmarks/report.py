@@ -36,6 +36,10 @@ _SECTIONS = {
         "tokens by batch, then mixed requests. Ratio: above 1, Cleave is faster than vLLM.",
     ),
     "serve": ("Serving", "TTFT, TPOT, ITL and E2E by the definitions of `vllm bench serve`."),
+    "serve_overhead": (
+        "What HTTP costs",
+        "Processor time of the server's process for each token, beside that of generating without one.",
+    ),
     "kvrun": (
         "kv.run's table",
         "Tokens/s, and in brackets the % of what the machine or card can do at most. A prefill counts one "

@@ -124,6 +124,7 @@ class Model:
         artifact = Artifact.open(folder, verify=options.verify, progress=checking)
         manifest = artifact.manifest
         self.folder = artifact.folder
+        self.dtype = manifest.dtype
         self.options = options
         self.max_length = self._bounded_length(manifest.max_position)
         self.tokenizer = Tokenizer(artifact.tokenizer_file, manifest.vocab_size)
