@@ -14,6 +14,7 @@ from cleave.plan import plan
 from cleave.runtime.bench.cli import bench
 from cleave.runtime.cli import run
 from cleave.runtime.compare.cli import compare
+from cleave.runtime.doctor.cli import doctor
 from cleave.runtime.engine_cache.cli import engines
 from cleave.runtime.engines.cli import build
 from cleave.runtime.server.cli import serve
@@ -38,6 +39,7 @@ def application() -> typer.Typer:
     app.command()(serve)
     app.command()(plan)
     app.command()(compare)
+    app.command()(doctor)
     app.add_typer(engines, name="engines")
     app.add_typer(bench, name="bench")
     return app

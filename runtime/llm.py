@@ -90,6 +90,10 @@ class LLM:
             raise
         return [completion for generation in generations for completion in generation.completions()]
 
+    def check(self, prompt: Prompt, params: SamplingParams | None = None) -> None:
+        """Raises RequestError where `generate` would refuse a prompt; nothing is run, and nothing held."""
+        self._intake.generation(prompt, params, Collector(1 if params is None else params.n))
+
     def stream(
         self,
         prompt: Prompt,
