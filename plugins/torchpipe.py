@@ -78,5 +78,5 @@ def _tensor(array: Any) -> torch.Tensor:
 
 def _seen(tensor: Any) -> Any:
     """The same memory, as attention backends take it."""
-    seen = torch.from_dlpack(tensor)
+    seen = torch.utils.dlpack.from_dlpack(tensor)
     return seen.numpy() if seen.device.type == "cpu" else seen

@@ -147,6 +147,7 @@ class Model:
             _log.warning("%s", note)
         self.page_bytes = page_bytes(manifest.layer_specs, options.page_size, ITEM_BYTES[self.engine.dtype])
         backend = choose_backend(options.attention, self.engine)
+        self.attention_backend = backend
         self.attention = AttentionServer(
             manifest.layer_specs,
             backend=backend,

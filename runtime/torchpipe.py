@@ -56,7 +56,7 @@ def _request(io: Any) -> tuple[Prompt, SamplingParams]:
         prompt: Prompt = str(data)
     else:
         try:
-            prompt = [int(token) for token in data]  # type: ignore[union-attr]
+            prompt = [int(token) for token in data]
         except (TypeError, ValueError):
             raise RequestError("data is neither text nor a list of token ids") from None
     given: Any = {}

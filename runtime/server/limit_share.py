@@ -41,7 +41,7 @@ class LimitShare:
 
         Raises EngineError where the model does not run on the processor.
         """
-        if model.options.attention not in _ON_THE_PROCESSOR:
+        if model.attention_backend not in _ON_THE_PROCESSOR:
             raise EngineError(
                 "limits are those of the processor, where this model does not run; leave out --measure_limits"
             )

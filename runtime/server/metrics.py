@@ -138,7 +138,7 @@ class Metrics:
                 "version": importlib.metadata.version("cleave"),
                 "model": model.folder.name,
                 "engine": model.engine.kind,
-                "attention": model.options.attention,
+                "attention": model.attention_backend,
             },
         )
         yield build
