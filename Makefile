@@ -8,21 +8,29 @@ PROMPT ?= San Francisco is a
 # A CPU build where one lies ready; plain `torch` would bring gigabytes of CUDA packages.
 TORCH ?= torch==2.13.0
 
-.PHONY: run test test-fast sim setup lint bench report clean
+# It needs an old huggingface_hub, so it lives in a folder of its own; tests/server runs it from there.
+TGI_CLIENT := text-generation==0.7.0
+
+.PHONY: run test test-fast sim soak setup lint bench report clean
 
 run: $(ARTIFACT)/manifest.json  ## export the demo checkpoint and stream a continuation
 	@$(BIN)/python scripts/run_llama2.py --model $(ARTIFACT) --input "$(PROMPT)"
 
 test: setup lint  ## lint, types and all tests that this machine can run
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not gpu and not soak"
 
 test-fast: setup  ## the tests that take less than ten seconds each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not gpu and not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not gpu and not slow and not soak"
 
 SEEDS ?= 1000
 
 sim: setup  ## simulate the scheduler with SEEDS other seeds, or replay SEED
 	@PYTHONPATH=tests/support $(BIN)/python -m simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
+
+SOAK_SECONDS ?= 600
+
+soak: setup  ## serve a crowd for SOAK_SECONDS and look at the memory
+	OMP_NUM_THREADS=1 SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest -s -m soak tests/server
 
 setup: $(STAMP)  ## make .venv with everything a developer needs
 
@@ -35,6 +43,7 @@ bench: setup $(ARTIFACT)/manifest.json  ## the split tax, the scheduler, and the
 	$(BIN)/python benchmarks/split_tax.py
 	$(BIN)/python benchmarks/scheduler.py
 	$(BIN)/python benchmarks/export_memory.py
+	$(BIN)/python benchmarks/serve_overhead.py
 
 report: setup  ## docs/benchmarks.md from the results
 	$(BIN)/python benchmarks/report.py
@@ -48,6 +57,7 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target $(VENV)/tgi-client $(TGI_CLIENT)
 	@touch $@
 
 $(ARTIFACT)/manifest.json: $(STAMP) model_files/demo/model.safetensors $(wildcard export/*.py)

@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from gpu_limits import Limits
 from gpu_model import GpuModel
-from random_artifact import GPU_SHAPES, random_artifact
 from record import save
 from rich.console import Console
 from rich.table import Table
@@ -37,6 +36,8 @@ KERNELS = 12
 
 def measure(shape: str, folder: Path, attention: str, batches: tuple[int, ...]) -> dict[str, Any]:
     """All figures of a shape; seconds and bytes, unless the name says otherwise."""
+    from random_artifact import random_artifact
+
     artifact = random_artifact(shape, folder / shape)
     cache = Path(tempfile.mkdtemp(prefix="engines", dir=folder))
     starts = {name: start(artifact, cache, attention, max(batches)) for name in ("cold", "warm")}
@@ -189,6 +190,8 @@ def main() -> None:
     if sys.argv[1:2] == ["--start"]:
         start_here(*sys.argv[2:])
         return
+    from random_artifact import GPU_SHAPES  # imports transformers, which serving does not
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shapes", nargs="+", choices=GPU_SHAPES, default=list(GPU_SHAPES))
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "cleave-shapes")

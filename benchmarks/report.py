@@ -30,7 +30,16 @@ _SECTIONS = {
         "A peer and Cleave on one checkpoint in one run, interleaved; ratio: Cleave's tokens/s over the "
         "peer's, of medians.",
     ),
+    "vs_vllm": (
+        "The whole LLM on one GPU",
+        "Random weights, through `LLM.generate`, scheduler and text included: prompts of 512 and 64 more "
+        "tokens by batch, then mixed requests. Ratio: above 1, Cleave is faster than vLLM.",
+    ),
     "serve": ("Serving", "TTFT, TPOT, ITL and E2E by the definitions of `vllm bench serve`."),
+    "serve_overhead": (
+        "What HTTP costs",
+        "Processor time of the server's process for each token, beside that of generating without one.",
+    ),
     "kvrun": (
         "kv.run's table",
         "Tokens/s, and in brackets the % of what the machine or card can do at most. A prefill counts one "
@@ -42,8 +51,8 @@ _SECTIONS = {
     ),
     "sampler": (
         "Sampler",
-        "Choosing the next tokens of a batch. A pass is one reading of its logits at the machine's bandwidth; "
-        "`flat`: 90 % of the probability are tens of thousands of tokens.",
+        "Choosing the next tokens of a batch. A pass is one reading of its logits at the machine's "
+        "bandwidth; `flat`: 90 % of the probability are tens of thousands of tokens.",
     ),
     "export_memory": ("Memory of an export", "Peak memory of the process beside the size of the checkpoint."),
     "structured": (
@@ -51,7 +60,19 @@ _SECTIONS = {
         "The masks of two libraries; what each makes of the features of JSON Schema (ignored: it lets "
         "through what the schema forbids); and what masks cost the engine's thread, microseconds a request.",
     ),
+    "start_up": (
+        "Start-up",
+        "Until an engine can run; files are in the page cache but where a row says otherwise. `in turn`: "
+        "sessions made one after the other; `side by side`: several at a time, as the engine does; `saved`: "
+        "so, of pieces that `cleave build` had optimised and packed, and that ONNX Runtime packs again all "
+        "the same; `no packing`: those without packing, which gives other bits.",
+    ),
     "scheduler": ("Scheduler", "The cost of a scheduling decision."),
+    "tensorrt_rtx_build": (
+        "Building for TensorRT for RTX",
+        "One middle plan for all layers beside one for each layer, and weights as inputs of the plans beside "
+        "weights inside. Built without a GPU; nothing was run, so what sharing costs in fusion is not known.",
+    ),
 }
 
 
@@ -85,13 +106,43 @@ def _result(record: Mapping[str, Any], kind: str) -> str:
         "side_by_side": _side_by_side,
         "throughput": _throughput,
         "serve": _serve,
+        "vs_vllm": _vs_vllm,
         "sampler": _sampler,
+        "start_up": _start_up,
     }.get(kind, _plain)
     return (
         f"{draw(record['figures'])}\n"
         f"{record['date']}; {machine['processor']}, {machine['physical_cores']} cores, "
         f"{machine['memory_gib']} GiB; {versions}\n\n```\n{record['command']}\n```\n"
     )
+
+
+def _vs_vllm(figures: Mapping[str, Any]) -> str:
+    rows = [[what, *(f"{value:,.2f}" for value in values)] for what, *values in figures["rows"]]
+    head = f"**{figures['shape']}**, {figures['dtype']}, one {figures['gpu']}.\n"
+    return f"{head}\n{_table(['', *figures['columns']], rows)}"
+
+
+def _start_up(figures: Mapping[str, Any]) -> str:
+    head = ["way", "load, s", "first step, ms", "decode, ms", "own memory, MiB", "mapped, MiB", "peak, MiB"]
+    head.append("same logits")
+    rows = [
+        [
+            row["way"],
+            f"{row['load_s']:.2f}",
+            *(f"{row[name]:.1f}" for name in ("first_step_ms", "decode_ms")),
+            *(f"{row[name]:,.0f}" for name in ("own_after_steps_mib", "mapped_after_steps_mib", "peak_mib")),
+            "yes" if row["same_logits"] else "no",
+        ]
+        for row in figures["rows"]
+    ]
+    title = (
+        f"**{figures['source']}**, {figures['weights_bytes'] / 1e9:.2f} GB of weights, {figures['threads']} "
+        f"threads, medians of {figures['repetitions']}. Saving the pieces took {figures['saving_s']:.1f} s "
+        f"and {figures['saved_bytes'] / 1e9:.2f} GB of disk. Memory: after a few steps, and at its peak, "
+        "beyond what the process had before.\n\n"
+    )
+    return title + _table(head, rows)
 
 
 def _latency(figures: Mapping[str, Any]) -> str:

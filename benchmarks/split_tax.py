@@ -33,7 +33,7 @@ from cleave.export.exporter import ExportRequest, export
 from cleave.export.pieces import Piece
 from cleave.kvcache.step import Chunk
 from cleave.plugins.schema import is_cut
-from cleave.runtime.engines.onnxruntime import OnnxRuntimeEngine, _session
+from cleave.runtime.engines.onnxruntime import OnnxRuntimeEngine, make_session
 from cleave.runtime.model import Model, ModelOptions
 from cleave.threads import own_process
 
@@ -79,7 +79,7 @@ def whole_session(artifact: Artifact, threads: int) -> ort.InferenceSession:
             onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
         )
     piece = Piece(graph, (), (), {name: name for name in weights}, {})
-    return _session(piece, artifact, threads)[0]
+    return make_session(piece, artifact, threads)[0]
 
 
 def bind_whole(session: ort.InferenceSession, batch: int, hidden: int) -> ort.IOBinding:

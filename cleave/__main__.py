@@ -17,6 +17,7 @@ from cleave.runtime.compare.cli import compare
 from cleave.runtime.doctor.cli import doctor
 from cleave.runtime.engine_cache.cli import engines
 from cleave.runtime.engines.cli import build
+from cleave.runtime.server.cli import serve
 from cleave.threads import own_process
 
 USAGE_ERROR = 2
@@ -35,6 +36,7 @@ def application() -> typer.Typer:
     app.command()(export)
     app.command()(build)
     app.command()(run)
+    app.command()(serve)
     app.command()(plan)
     app.command()(compare)
     app.command()(doctor)

@@ -57,6 +57,10 @@ class BenchError(CleaveError):
     """The measurement asked for is not possible: it does not fit, or the server does not answer."""
 
 
+class ServerError(CleaveError):
+    """The server cannot start: its port is taken, or its settings are not allowed."""
+
+
 class MissingPackage(CleaveError):
     """An optional package is not installed; the message is the line that installs what the extra needs."""
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from cleave.errors import AttentionError, OutOfPages
 from cleave.kvcache.budget import pages_for
 from cleave.kvcache.keys import PageKeys
+from cleave.kvcache.page_map import CACHED, FREE, SHARED, PageMap
 from cleave.kvcache.pool import PagePool
 from cleave.kvcache.prefix import PrefixCache, PrefixStats
 from cleave.kvcache.step import Chunk
@@ -183,6 +184,15 @@ class PageManager:
     def has_step(self) -> bool:
         """Whether a step is planned and has not ended."""
         return self._reserved is not None
+
+    def map(self) -> PageMap:
+        """Who holds which page now."""
+        holders = np.full(self.num_pages, FREE, np.int64)
+        holders[self._prefix.idle] = CACHED
+        for sequence, table in self._tables.items():
+            before = holders[table.pages]
+            holders[table.pages] = np.where(before == FREE, sequence, SHARED)
+        return PageMap(holders)
 
     def clear_prefix_cache(self) -> None:
         """Forget all that could be shared; cached pages become free."""

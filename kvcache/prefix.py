@@ -40,6 +40,11 @@ class PrefixCache:
         """Pages that are kept and can be evicted."""
         return len(self._idle)
 
+    @property
+    def idle(self) -> list[int]:
+        """The pages that are kept and can be evicted, the next to go first."""
+        return list(self._idle)
+
     def find(self, keys: PageKeys) -> list[int]:
         """The pages that hold the beginning of a history, in order; as yet not taken.
 

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from cleave.export.artifact import Progress
 from cleave.runtime.chat import Message
+from cleave.runtime.engine_call import EngineState
 from cleave.runtime.engine_thread import EngineThread
 from cleave.runtime.intake import Intake
 from cleave.runtime.llm import shut_down
 from cleave.runtime.mailbox import Mailbox
 from cleave.runtime.model import Model, ModelOptions
+from cleave.runtime.observer import EngineObserver
 from cleave.runtime.request import Completion, Prompt, SamplingParams
 from cleave.runtime.stats import Stats
 from cleave.runtime.stream import AsyncStream
+
+T = TypeVar("T")
 
 
 class AsyncLLM:
@@ -121,6 +125,26 @@ class AsyncLLM:
     def stats(self) -> Stats:
         """What is running and waiting, the pages, and counts since the model was loaded."""
         return self._thread.stats()
+
+    async def look(self, function: Callable[[EngineState], T]) -> T:
+        """What a function makes of the engine's state between two steps; the engine waits for it.
+
+        Raises EngineError where nothing runs any more.
+        """
+        return await asyncio.wrap_future(self._thread.call(function))
+
+    def observe(self, observer: EngineObserver) -> None:
+        """Tell an observer of every step, and of how requests fare that are submitted from now on."""
+        self._thread.observe(observer)
+
+    def ignore(self, observer: EngineObserver) -> None:
+        """Tell an observer nothing more."""
+        self._thread.ignore(observer)
+
+    @property
+    def failure(self) -> str | None:
+        """Why nothing runs any more, and the model has to be loaded again; None where all is well."""
+        return self._thread.failure
 
     async def wait_until_idle(self, timeout: float | None = None) -> bool:
         """Whether nothing is under way any more, after at most `timeout` seconds; None: however long."""

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from cleave.runtime.tokenizer import Tokenizer
 
 _CONTEXT = 6
+_MOST_EMPTY = 16
+"""Tokens without text that are kept, in case one that follows gives them a meaning."""
 _HALF = "\ufffd"
 _LONGEST_HALF = 3
 """A character has at most four bytes; decoders show up to three of them as one U+FFFD each."""
@@ -41,6 +43,9 @@ class Detokenizer:
             self._given = max(self._given, len(certain))
         elif text:
             self._context, self._settled, self._given = self._settled, len(self._tokens), 0
+        elif len(self._tokens) - self._settled > _MOST_EMPTY:
+            # Special tokens, and ids that the tokenizer lacks: decoding skips them wherever they stand.
+            del self._tokens[self._settled :]
         return new
 
     def finish(self) -> str:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
+from typing import TypeVar
 
 from cleave.errors import EngineError, RequestError, reason
+from cleave.runtime.engine_call import EngineCall, EngineState
 from cleave.runtime.generation import Answer, Generation
 from cleave.runtime.mailbox import Wakeups, wake
 from cleave.runtime.model import Model
+from cleave.runtime.observer import EngineObserver, Observers
 from cleave.runtime.request import Chunk, FinishReason
 from cleave.runtime.scheduler import Scheduler
 from cleave.runtime.sequence import Sequence as TokenSequence
@@ -21,6 +26,7 @@ from cleave.runtime.stepper import Stepper
 _log = logging.getLogger("cleave")
 _UNREAD = "its reader left too many tokens unread; read faster, or raise max_unread_tokens"
 _Command = Callable[[Wakeups], None]
+T = TypeVar("T")
 
 
 class EngineThread:
@@ -40,7 +46,9 @@ class EngineThread:
         )
         self._stepper = Stepper(model.engine, model.attention)
         self._counter = StatsCounter(self._scheduler, model.attention.pages)
+        self._observers = Observers()
         self._answers: dict[int, tuple[Generation, Answer]] = {}
+        self._state = EngineState(model.attention.pages, self._answers)
         self._work = threading.Condition()
         # Guarded by `_work`: what others write.
         self._commands: list[_Command] = []
@@ -56,15 +64,13 @@ class EngineThread:
         Raises RequestError where a request id is in use, EngineError where nothing runs any more.
         """
         with self._work:
-            if self._failure is not None:
-                raise EngineError(f"the engine cannot go on: {self._failure}; load the model again")
-            if self._closing:
-                raise EngineError("the model is closed; load it again")
+            self._check_open()
             names = [generation.request_id for generation in generations]
             for index, name in enumerate(names):
                 if name in self._generations or name in names[:index]:
                     raise RequestError(f"request_id {name!r} is in use; give each request its own")
             self._generations.update(zip(names, generations, strict=True))
+            self._observers.submitted(generations)
             self._post(partial(self._start, generations))
 
     def abort(self, request_id: str) -> None:
@@ -88,6 +94,31 @@ class EngineThread:
         """What is going on; never waits for a step."""
         return self._counter.snapshot()
 
+    def call(self, function: Callable[[EngineState], T]) -> Future[T]:
+        """Run a function in the engine thread between two steps, where all it sees belongs together.
+
+        The engine waits for it. What it raises is raised by the future, and so is EngineError where the
+        model is closed meanwhile; where nothing runs any more EngineError is raised at once.
+        """
+        call = EngineCall(function, self._state)
+        with self._work:
+            self._check_open()
+            self._post(call)
+        return call.future
+
+    def observe(self, observer: EngineObserver) -> None:
+        """Tell an observer of the steps, and of the requests that are submitted from now on."""
+        self._observers.add(observer)
+
+    def ignore(self, observer: EngineObserver) -> None:
+        """Tell an observer nothing more."""
+        self._observers.remove(observer)
+
+    @property
+    def failure(self) -> str | None:
+        """Why the thread had to end; None while it runs, and where it was closed."""
+        return self._failure
+
     def wait_until_idle(self, timeout: float | None = None) -> bool:
         """Whether nothing is under way any more, after at most `timeout` seconds; None: however long."""
         with self._work:
@@ -101,6 +132,12 @@ class EngineThread:
         # The garbage collector may find an abandoned model while this very thread runs.
         if threading.current_thread() is not self._thread:
             self._thread.join()
+
+    def _check_open(self) -> None:
+        if self._failure is not None:
+            raise EngineError(f"the engine cannot go on: {self._failure}; load the model again")
+        if self._closing:
+            raise EngineError("the model is closed; load it again")
 
     def _post(self, command: _Command) -> None:
         self._commands.append(command)
@@ -134,6 +171,7 @@ class EngineThread:
         return True
 
     def _step(self, wakeups: Wakeups) -> None:
+        began = time.monotonic()
         step = self._scheduler.schedule()
         if not step:
             raise RuntimeError("the scheduler has nothing to run, and requests are waiting")
@@ -143,6 +181,7 @@ class EngineThread:
         finally:
             self._scheduler.commit(outcome)
         self._counter.count_step(step, outcome)
+        self._observers.stepped(step, outcome, began)
         for chunk in step:
             if chunk.samples or chunk.sequence.finish_reason is not None:
                 self._report(chunk.sequence, wakeups)
@@ -188,6 +227,7 @@ class EngineThread:
         if chunk.finish_reason is not None:
             del self._answers[answer.sequence.id]
             self._counter.count_end(chunk.finish_reason)
+            self._observers.answered(generation, answer)
             if generation.is_over:
                 # Before the reader learns of it, so that its name can be used again at once.
                 with self._work:
@@ -209,13 +249,17 @@ class EngineThread:
             self._closing = True
             generations = list(self._generations.values())
             self._generations.clear()
-            self._commands.clear()
+            commands, self._commands = self._commands, []
             self._work.notify_all()
+        for command in commands:
+            if isinstance(command, EngineCall):
+                command.refuse(error)
         wakeups: Wakeups = {}
         for generation in generations:
             for answer in generation.answers:
                 chunk = answer.give_up(why, error)
                 if chunk is not None:
                     self._counter.count_end(why)
+                    self._observers.answered(generation, answer)
                     generation.reader.put(chunk, wakeups)
         wake(wakeups)

@@ -47,15 +47,7 @@ class Intake:
     def _answer(self, index: int, prompt: Prompt, params: SamplingParams, priority: int) -> Answer:
         if index and params.prompt_logprobs is not None:
             params = replace(params, prompt_logprobs=None)
-        wanted = params.structured
-        sequence = self._model.sequence(
-            next(self._sequences),
-            prompt,
-            params,
-            priority,
-            constraint=None if wanted is None else self._model.grammars.constraint(wanted),
-            stream=index,
-        )
+        sequence = self._model.sequence(next(self._sequences), prompt, params, priority, stream=index)
         return Answer.of(index, sequence, params, self._model.tokenizer)
 
     def _check_room(self, answers: list[Answer]) -> None:

@@ -36,7 +36,6 @@ from cleave.runtime.sampling.state import SamplingState
 from cleave.runtime.sampling_params import SamplingDefaults, SamplingParams
 from cleave.runtime.sequence import Sequence
 from cleave.runtime.structured.compiler import GrammarCompiler
-from cleave.runtime.structured.constraint import TokenConstraint
 from cleave.runtime.tokenizer import Tokenizer
 from cleave.runtime.warm_up import warm_up
 
@@ -125,14 +124,14 @@ class Model:
         artifact = Artifact.open(folder, verify=options.verify, progress=checking)
         manifest = artifact.manifest
         self.folder = artifact.folder
+        self.dtype = manifest.dtype
         self.options = options
         self.max_length = self._bounded_length(manifest.max_position)
         self.tokenizer = Tokenizer(artifact.tokenizer_file, manifest.vocab_size)
         self.eos_token_ids = artifact.eos_token_ids
         self.chat = Chat(artifact)
-        self.grammars = GrammarCompiler(self.tokenizer, self.eos_token_ids)
+        self.grammars = GrammarCompiler(self.tokenizer, self.eos_token_ids, threads=options.threads)
         self.sampling_defaults = SamplingDefaults.from_generation_config(artifact.generation_config)
-        self._vocab_size = manifest.vocab_size
         kind = options.engine or best_engine_kind()
         chosen = engine_options(kind, options, self.max_length)
         rows = chosen.max_tokens
@@ -148,6 +147,7 @@ class Model:
             _log.warning("%s", note)
         self.page_bytes = page_bytes(manifest.layer_specs, options.page_size, ITEM_BYTES[self.engine.dtype])
         backend = choose_backend(options.attention, self.engine)
+        self.attention_backend = backend
         self.attention = AttentionServer(
             manifest.layer_specs,
             backend=backend,
@@ -171,14 +171,13 @@ class Model:
         params: SamplingParams,
         priority: int = 0,
         *,
-        constraint: TokenConstraint | None = None,
         stream: int = 0,
     ) -> Sequence:
         """A sequence for a prompt, given as text or as token ids.
 
-        `constraint` and `stream` are those of `SamplingState`. Raises RequestError for a prompt that is
-        empty, too long for the context or for the KV cache, and for ids out of the vocabulary: before
-        anything is spent on it.
+        `stream` is that of `SamplingState`. Raises RequestError for a prompt that is empty, too long for
+        the context or for the KV cache, for ids out of the vocabulary, and for structured output that
+        cannot be compiled: before anything is spent on it.
         """
         if not isinstance(prompt, str) and (isinstance(prompt, bytes) or not hasattr(prompt, "__len__")):
             raise RequestError(f"a prompt is text or a list of token ids, and not {prompt!r}")
@@ -206,7 +205,7 @@ class Model:
         stops = frozenset(params.stop_token_ids or ())
         if not params.ignore_eos:
             stops |= self.eos_token_ids
-        sampling = self._sampling(params, tokens, stops, constraint, stream)
+        sampling = self._sampling(params, tokens, stops, stream)
         # Pages that the prefix cache has are not computed, so there would be no logprobs of their tokens.
         finds_prefix = self.options.prefix_cache and params.prompt_logprobs is None
         keys = PageKeys(self.options.page_size) if finds_prefix else None
@@ -217,24 +216,25 @@ class Model:
         params: SamplingParams,
         prompt: tuple[int, ...],
         stops: frozenset[int],
-        constraint: TokenConstraint | None,
         stream: int,
     ) -> SamplingState | None:
         """How the sequence is sampled; None for the likeliest token and nothing else."""
+        vocab_size = self.tokenizer.vocab_size
         for name in ("logit_bias", "allowed_token_ids", "stop_token_ids"):
-            checks.in_vocabulary(name, getattr(params, name) or (), self._vocab_size)
+            checks.in_vocabulary(name, getattr(params, name) or (), vocab_size)
         words = [
             self.tokenizer.encode_words(space + word.lstrip(" "))
             for word in params.bad_words or ()
             for space in ("", " ")
         ]
+        wanted = params.structured
         state = SamplingState(
             params.resolved(self.sampling_defaults),
             prompt,
-            self._vocab_size,
+            vocab_size,
             stop_token_ids=stops,
             bad_words=[word for word in words if word],
-            constraint=constraint,
+            constraint=None if wanted is None else self.grammars.constraint(wanted),
             stream=stream,
         )
         return None if state.is_plain else state

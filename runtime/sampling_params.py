@@ -73,7 +73,7 @@ class SamplingParams:
     bad_words: str | Sequence[str] | None = None
     """Strings whose tokens are never completed; kept as a tuple."""
     structured: StructuredOutput | None = None
-    """What text the answer has to be."""
+    """What text the whole answer has to be."""
 
     def __post_init__(self) -> None:
         """Raises RequestError for values that are not allowed."""
@@ -86,7 +86,7 @@ class SamplingParams:
         checks.flag("include_stop_str_in_output", self.include_stop_str_in_output)
         checks.flag("ignore_eos", self.ignore_eos)
         if self.structured is not None and not isinstance(self.structured, StructuredOutput):
-            raise RequestError(f"structured is {self.structured!r}; it must be a StructuredOutput, or None")
+            raise checks.refuse("structured", self.structured, "a StructuredOutput, or None")
         if self.top_k == -1:
             object.__setattr__(self, "top_k", 0)
         if self.allowed_token_ids is not None and not self.allowed_token_ids:

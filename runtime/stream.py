@@ -31,6 +31,10 @@ class _Reading:
         """The prompt as the model sees it."""
         return self._generation.answers[0].sequence.prompt
 
+    def texts(self) -> list[str]:
+        """The texts of the answers so far."""
+        return [answer.text for answer in self._generation.answers]
+
     def completions(self) -> list[Completion]:
         """The whole answers, once all have ended."""
         return self._generation.completions()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Tokenizer as RustTokenizer
@@ -51,6 +52,18 @@ class Tokenizer:
         """Text of tokens; special tokens are left out, half characters are U+FFFD."""
         text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
         return text
+
+    def spans(self, text: str, *, add_special_tokens: bool = True) -> list[tuple[int, int, int]]:
+        """Tokens of a text as (id, first character, character after the last), as `encode` gives them."""
+        ids = self.encode(text, add_special_tokens=add_special_tokens)
+        offsets = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).offsets
+        return [(token, start, stop) for token, (start, stop) in zip(ids, offsets, strict=True)]
+
+    @cached_property
+    def special_token_ids(self) -> frozenset[int]:
+        """Tokens that are no text: ends, roles and the like."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return frozenset(token for token, entry in added.items() if entry.special)
 
     def encode_words(self, text: str) -> tuple[int, ...]:
         """Tokens of a text without special ones. Raises RequestError as `encode` does."""

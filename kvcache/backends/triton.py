@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -13,40 +11,22 @@ import numpy as np
 from cleave.errors import AttentionError, MissingPackage
 from cleave.kvcache.backend import CacheShape
 from cleave.kvcache.backends.triton_tuning import Tuning, tune
-from cleave.kvcache.backends.triton_work import ITEM, TILE, Int32, Kind
-from cleave.kvcache.rope import rope_tables
-from cleave.kvcache.spec import AttentionSpec, RopeSpec
+from cleave.kvcache.backends.triton_work import ITEM, TILE, Kind
+from cleave.kvcache.spec import AttentionSpec
 from cleave.kvcache.step import StepPlan
 
 try:
     import torch
 
-    from cleave.kvcache.backends.triton_buffer import StepBuffer, aligned
+    from cleave.kvcache.backends.triton_buffer import Sections, StepBuffer, aligned
+    from cleave.kvcache.backends.triton_device import resources, usable
     from cleave.kvcache.backends.triton_kernels import append_kernel, decode_kernel, prefill_kernel
+    from cleave.kvcache.backends.triton_layer import Layer, full_tables, make_layer
 except ImportError as error:
     raise MissingPackage(error.name or "triton", "gpu", "the triton attention backend") from None
 
 Tensor = torch.Tensor
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_OLDEST = (8, 0)
-_CPU_PROCESSORS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """What run() needs of one layer."""
-
-    spec: AttentionSpec
-    kind: int
-    tuning: Tuning
-    keys: Tensor
-    values: Tensor
-    cos: Tensor
-    sin: Tensor
-    append: dict[str, Any]
-    """Meta-parameters of the launches."""
-    decode: dict[str, Any]
-    prefill: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +85,13 @@ class TritonBackend:
             raise AttentionError(
                 f"max_sequences is {max_sequences}; it must be between 1 and max_tokens, {shape.max_tokens}"
             )
-        self._device = _usable(device)
+        self._device = usable(device)
         self._dtype = _DTYPES[dtype]
-        self._layers: list[_Layer] = []
+        self._layers: list[Layer] = []
         self._shape = shape
         self._max_sequences = max_sequences
-        self._kinds, kind_of_layer, tunings = self._divide(deterministic)
+        self._deterministic = deterministic
+        self._kinds, kind_of_layer, tunings = self._divide()
         try:
             self._allocate(kind_of_layer, tunings)
         except torch.OutOfMemoryError:
@@ -156,7 +137,7 @@ class TritonBackend:
         positions = slots = self._empty
         tiles = [self._empty] * len(self._kinds)
         if not is_decode:
-            send = _Sections(numbers, self._buffer.device, used)
+            send = Sections(numbers, self._buffer.device, used)
             chunks = np.flatnonzero(~is_decoded)
             positions = send.add(step.positions)
             slots = send.add(np.where(np.repeat(is_decoded, counts), -1, step.slots))
@@ -190,20 +171,23 @@ class TritonBackend:
         cache = (own.keys, own.values, own.cos, own.sin)
         spare = len(q) if step.is_decode else 0
         if programs.items:
-            grid = (kv_heads, programs.extra + spare if step.is_decode else programs.items)
+            grid = (kv_heads, spare + programs.extra if step.is_decode else programs.items)
             decode_kernel[grid](
                 q, k, v, out, q.stride(0), k.stride(0), v.stride(0), spare, *cache,
-                self._items[own.kind], self._counts, self._item_counts[own.kind], self._pages,
+                self._items[own.kind], self._tokens, self._item_counts[own.kind], self._pages,
                 self._sums, self._arrived, **own.decode,
             )  # fmt: skip
         if programs.tiles:
             blocks = -(-step.rows // own.tuning.append.rows)
-            append_kernel[(kv_heads, blocks)](
-                k, v, k.stride(0), v.stride(0), *cache, step.positions, step.slots, step.rows, **own.append
-            )
+            append_kernel[(blocks, own.tuning.shares)](
+                q, k, v, out, q.stride(0), k.stride(0), v.stride(0), step.rows, *cache,
+                step.positions, step.slots, **own.append,
+            )  # fmt: skip
+            rotated = q if own.spec.rope is None else out
             prefill_kernel[(kv_heads, programs.tiles)](
-                q, out, q.stride(0), *cache, programs.tile_numbers, self._pages, **own.prefill
-            )
+                rotated, out, rotated.stride(0), own.keys, own.values,
+                programs.tile_numbers, self._pages, **own.prefill,
+            )  # fmt: skip
             if len(out) > step.rows:
                 out[step.rows :].zero_()
 
@@ -211,18 +195,18 @@ class TritonBackend:
         """Give the pages back."""
         self._layers, self._step = [], None
 
-    def _divide(self, deterministic: bool) -> tuple[list[Kind], list[int], list[Tuning]]:
+    def _divide(self) -> tuple[list[Kind], list[int], list[Tuning]]:
         """The kinds, the kind of each layer, and its block sizes."""
-        processors = _processors(self._device)
+        processors, shared_memory = resources(self._device)
         # The interpreter takes the blocks that a GPU has: fewer and larger ones suit it too.
         item_bytes = self._dtype.itemsize if self._device.type == "cuda" else 2
         kinds: dict[Kind, int] = {}
         kind_of_layer, tunings = [], []
         for spec in self._shape.specs:
-            tuning = tune(spec, item_bytes, processors)
+            tuning = tune(spec, item_bytes, processors, shared_memory)
             extra = max(1, tuning.programs // spec.kv_heads)
             tile_tokens = tuning.prefill.rows // (spec.heads // spec.kv_heads)
-            kind = Kind(spec.window, tile_tokens, tuning.decode.keys, extra, deterministic)
+            kind = Kind(spec.window, tile_tokens, tuning.decode.keys, extra, self._deterministic)
             kind_of_layer.append(kinds.setdefault(kind, len(kinds)))
             tunings.append(tuning)
         return list(kinds), kind_of_layer, tunings
@@ -243,7 +227,7 @@ class TritonBackend:
         self._buffer = StepBuffer(end, device)
         numbers = self._buffer.device
         self._empty = numbers[:0]
-        self._counts = numbers
+        self._tokens = numbers
         self._item_counts = [numbers[1 + number :] for number in range(len(self._kinds))]
         self._items = [numbers[at:] for at in self._items_at]
         self._pages = numbers[self._pages_at :]
@@ -257,41 +241,19 @@ class TritonBackend:
         self._sums = torch.empty(sums, dtype=torch.float32, device=device)
         self._arrived = torch.zeros(arrived, dtype=torch.int32, device=device)
 
-        tables = {spec.rope: _tables(spec.rope, shape.max_position, device) for spec in shape.specs}
+        tables = {spec.rope: full_tables(spec.rope, shape.max_position, device) for spec in shape.specs}
         self._layers = [
-            self._layer(spec, number, tuning, *tables[spec.rope])
+            make_layer(
+                shape,
+                spec,
+                number,
+                tuning,
+                self._dtype,
+                *tables[spec.rope],
+                deterministic=self._deterministic,
+            )
             for spec, number, tuning in zip(shape.specs, kind_of_layer, tunings, strict=True)
         ]
-
-    def _layer(self, spec: AttentionSpec, kind: int, tuning: Tuning, cos: Tensor, sin: Tensor) -> _Layer:
-        pages = (self._shape.num_pages, spec.kv_heads, self._shape.page_size, spec.head_dim)
-        cache = {
-            "KV_HEADS": spec.kv_heads,
-            "D": spec.head_dim,
-            "ROTARY": 0 if spec.rope is None else spec.rope.rotary_dim,
-            "PAGE": self._shape.page_size,
-            "BLOCK_D": tuning.dims,
-        }
-        to_base_2 = math.log2(math.e)
-        attention = cache | {
-            "WIDEN": self._device.type == "cpu",
-            "GROUP": spec.heads // spec.kv_heads,
-            "SCALE": spec.scale * to_base_2 if spec.softcap is None else spec.scale / spec.softcap,
-            "SOFTCAP": 0.0 if spec.softcap is None else spec.softcap * to_base_2,
-        }
-        append, decode, prefill = tuning.append, tuning.decode, tuning.prefill
-        return _Layer(
-            spec,
-            kind,
-            tuning,
-            torch.zeros(pages, dtype=self._dtype, device=self._device),
-            torch.zeros(pages, dtype=self._dtype, device=self._device),
-            cos,
-            sin,
-            cache | {"BLOCK_M": append.rows, "num_warps": append.warps},
-            attention | _blocks(decode),
-            attention | {"WINDOW": spec.window or 0} | _blocks(prefill),
-        )
 
     def _extra(self, kind: Kind, items: int, rows: int) -> int:
         """Programs beyond one a row: few distinct numbers, since each asks for graphs of its own."""
@@ -321,66 +283,3 @@ class TritonBackend:
             )
         if not out.is_contiguous():
             raise AttentionError("out is not contiguous; it must be, since its rows are written as one block")
-
-
-class _Sections:
-    """Sections that are added behind what a step has used of the buffer."""
-
-    def __init__(self, numbers: Int32, device: Tensor, used: int) -> None:
-        self._numbers, self._device = numbers, device
-        self.used = used
-
-    def add(self, values: np.ndarray[Any, Any]) -> Tensor:
-        """Write `values`; where the device will have them."""
-        at = aligned(self.used)
-        self.used = at + len(values)
-        self._numbers[at : self.used] = values
-        return self._device[at : self.used]
-
-
-def _usable(name: str) -> torch.device:
-    """The device. Raises AttentionError where the kernels cannot run on it."""
-    device = torch.device(name)
-    if device.type == "cpu":
-        if os.environ.get("TRITON_INTERPRET") != "1":
-            raise AttentionError(
-                "the triton attention backend runs on the CPU only in Triton's interpreter, for tests: "
-                "set TRITON_INTERPRET=1 before the start"
-            )
-        return device
-    if device.type != "cuda" or not torch.cuda.is_available():
-        raise AttentionError(
-            f"the triton attention backend needs an NVIDIA GPU, and torch finds none for device {name!r}; "
-            'take attention="cpu", or see that the driver and a CUDA build of torch are installed'
-        )
-    capability = torch.cuda.get_device_capability(device)
-    if capability < _OLDEST:
-        raise AttentionError(
-            f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}; "
-            f"the triton attention backend needs {_OLDEST[0]}.{_OLDEST[1]} or higher"
-        )
-    return device
-
-
-def _processors(device: torch.device) -> int:
-    if device.type == "cpu":
-        return _CPU_PROCESSORS
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
-
-
-def _blocks(blocks: Any) -> dict[str, Any]:
-    return {
-        "BLOCK_M": blocks.rows,
-        "BLOCK_N": blocks.keys,
-        "STAGES": blocks.stages,
-        "num_warps": blocks.warps,
-        "num_stages": blocks.stages,
-    }
-
-
-def _tables(rope: RopeSpec | None, max_position: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin of both halves of each position: [max_position, rotary_dim] float32."""
-    if rope is None:
-        return torch.zeros(1, device=device), torch.zeros(1, device=device)
-    cos, sin = (torch.from_numpy(np.hstack((x, x))).to(device) for x in rope_tables(rope, max_position))
-    return cos, sin

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +49,21 @@ class StepBuffer:
         if staging.copied is not None:
             staging.copied.record()
         self._next = 1 - self._next
+
+
+class Sections:
+    """Sections that are added behind what a step has used of the buffer."""
+
+    def __init__(self, numbers: Int32, device: torch.Tensor, used: int) -> None:
+        self._numbers, self._device = numbers, device
+        self.used = used
+
+    def add(self, values: np.ndarray[Any, Any]) -> torch.Tensor:
+        """Write `values`; where the device will have them."""
+        at = aligned(self.used)
+        self.used = at + len(values)
+        self._numbers[at : self.used] = values
+        return self._device[at : self.used]
 
 
 def aligned(size: int) -> int:

@@ -10,12 +10,20 @@ import triton
 import triton.language as tl
 
 LOWEST = tl.constexpr(-1.0e30)
-"""The score of a key that is not seen. Finite, so that a row which has seen none yet stays free of NaN."""
+"""The score of a key that is not seen: finite, so that a row which has seen none yet is free of NaN."""
 
 
 @triton.jit
-def rotated(rows, inside, position, d, cos, sin, D: tl.constexpr, ROTARY: tl.constexpr):
-    """[rows, BLOCK_D] float32: what `rows` [rows] point at, after RoPE at `position` [rows].
+def angles(inside, position, d, cos, sin, ROTARY: tl.constexpr):
+    """cos and sin at `position` [rows] of every dimension d: two [rows, BLOCK_D] float32."""
+    at = position[:, None] * ROTARY + d[None, :]
+    turned = inside[:, None] & (d < ROTARY)[None, :]
+    return tl.load(cos + at, mask=turned, other=1.0), tl.load(sin + at, mask=turned, other=0.0)
+
+
+@triton.jit
+def rotated(rows, inside, d, c, s, D: tl.constexpr, ROTARY: tl.constexpr):
+    """[rows, BLOCK_D] float32: what `rows` [rows] point at, after RoPE with the cos c and the sin s.
 
     A dimension's partner is loaded a second time, from the other half, rather than moved between threads:
     it comes from the L1 cache, in full vectors, for every head_dim and rotary_dim.
@@ -29,10 +37,6 @@ def rotated(rows, inside, position, d, cos, sin, D: tl.constexpr, ROTARY: tl.con
         high = seen & ((d >= HALF) & (d < ROTARY))[None, :]
         above = tl.load(at + HALF, mask=low, other=0.0).to(tl.float32)
         below = tl.load(at - HALF, mask=high, other=0.0).to(tl.float32)
-        angle = position[:, None] * ROTARY + d[None, :]
-        turned = seen & (d < ROTARY)[None, :]
-        c = tl.load(cos + angle, mask=turned, other=1.0)
-        s = tl.load(sin + angle, mask=turned, other=0.0)
         x = x * c + (below - above) * s
     return x
 
@@ -66,17 +70,16 @@ def attend(
 
     Blocks are read whole where MASKED is False; CAUSAL and WINDOW hide keys from rows by their position.
     """
-    for first in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
-        n = first + tl.arange(0, BLOCK_N)
-        dims = d[None, :] < D
-        if MASKED:
-            stored = n < end
-            page = tl.load(pages + n // PAGE, mask=stored, other=0)
-            dims = dims & stored[:, None]
-        else:
-            page = tl.load(pages + n // PAGE)
+    # The page of a key is asked for one block ahead, so that nothing waits for it to ask for the key.
+    n = begin + tl.arange(0, BLOCK_N)
+    page = tl.load(pages + n // PAGE, mask=n < end, other=0)
+    for _ in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
         place = ((page.to(tl.int64) * KV_HEADS + kv_head) * PAGE + n % PAGE) * D
         at = place[:, None] + d[None, :]
+        stored = n < end
+        dims = stored[:, None] & (d < D)[None, :]
+        next_n = n + BLOCK_N
+        page = tl.load(pages + next_n // PAGE, mask=next_n < end, other=0)
         if MASKED or d.shape[0] != D:
             k = tl.load(keys + at, mask=dims, other=0.0)
             v = tl.load(values + at, mask=dims, other=0.0)
@@ -96,41 +99,55 @@ def attend(
         total = total * shrink + tl.sum(p, 1)
         acc = product(p.to(v.dtype), v, acc * shrink[:, None], WIDEN)
         top = higher
+        n = next_n
     return top, total, acc
 
 
 @triton.jit(do_not_specialize=["rows"])
 def append_kernel(
-    k, v, k_stride, v_stride, keys, values, cos, sin, positions, slots, rows,
-    KV_HEADS: tl.constexpr, D: tl.constexpr, ROTARY: tl.constexpr, PAGE: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
+    q, k, v, out, q_stride, k_stride, v_stride, rows, keys, values, cos, sin, positions, slots,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, ROTARY: tl.constexpr,
+    PAGE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, SHARES: tl.constexpr,
 ):  # fmt: skip
-    """RoPE of k, and k and v to their slots. Rows whose slot is -1 are appended by the decode kernel."""
-    kv_head = tl.program_id(0)
-    row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    """RoPE of some rows, and of every SHARES-th head: k and v to their slots, q to where the output will be.
+
+    Rows whose slot is -1 are the decode kernel's.
+    """
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    share = tl.program_id(1)
     d = tl.arange(0, BLOCK_D)
     slot = tl.load(slots + row, mask=row < rows, other=-1)
     position = tl.load(positions + row, mask=row < rows, other=0)
     inside = slot >= 0
-    source = row.to(tl.int64)
-    key = rotated(k + source * k_stride + kv_head * D, inside, position, d, cos, sin, D, ROTARY)
     mask = inside[:, None] & (d < D)[None, :]
-    value = tl.load(v + (source * v_stride + kv_head * D)[:, None] + d[None, :], mask=mask, other=0.0)
-    place = ((slot // PAGE).to(tl.int64) * KV_HEADS + kv_head) * PAGE + slot % PAGE
-    at = (place * D)[:, None] + d[None, :]
-    tl.store(keys + at, key.to(keys.dtype.element_ty), mask=mask)
-    tl.store(values + at, value, mask=mask)
+    row = row.to(tl.int64)
+    c, s = angles(inside, position, d, cos, sin, ROTARY)
+    place = (slot // PAGE).to(tl.int64) * (KV_HEADS * PAGE) + slot % PAGE
+    for head in range(share, KV_HEADS, SHARES):
+        key = rotated(k + row * k_stride + head * D, inside, d, c, s, D, ROTARY)
+        value = tl.load(v + (row * v_stride + head * D)[:, None] + d[None, :], mask=mask, other=0.0)
+        at = ((place + head * PAGE) * D)[:, None] + d[None, :]
+        tl.store(keys + at, key.to(keys.dtype.element_ty), mask=mask)
+        tl.store(values + at, value, mask=mask)
+    if ROTARY > 0:
+        for head in range(share, KV_HEADS * GROUP, SHARES):
+            x = rotated(q + row * q_stride + head * D, inside, d, c, s, D, ROTARY)
+            at = (row * (KV_HEADS * GROUP * D) + head * D)[:, None] + d[None, :]
+            tl.store(out + at, x.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def prefill_kernel(
-    q, out, q_stride, keys, values, cos, sin, tiles, pages,
-    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, ROTARY: tl.constexpr,
+    q, out, q_stride, keys, values, tiles, pages,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr,
     PAGE: tl.constexpr, SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
-    WIDEN: tl.constexpr,
+    WIDEN: tl.constexpr, ALL_MASKED: tl.constexpr,
 ):  # fmt: skip
-    """One tile of query rows of one chunk and one KV head; tiles [tiles, 4] int32: see `triton_work`."""
+    """One tile of query rows of one chunk and one KV head; tiles [tiles, 4] int32: see `triton_work`.
+
+    q is after RoPE. It may be `out`: a tile reads what it will overwrite, and nothing else of it.
+    """
     kv_head = tl.program_id(0)
     tile = tiles + tl.program_id(1) * 4
     first_row = tl.load(tile)
@@ -142,11 +159,10 @@ def prefill_kernel(
     d = tl.arange(0, BLOCK_D)
     token = row // GROUP
     head = kv_head * GROUP + row % GROUP
-    inside = token < tokens
+    mask = (token < tokens)[:, None] & (d < D)[None, :]
     position = start + token
     source = (first_row + token).to(tl.int64)
-    x = rotated(q + source * q_stride + head * D, inside, position, d, cos, sin, D, ROTARY)
-    x = x.to(q.dtype.element_ty)
+    x = tl.load(q + (source * q_stride + head * D)[:, None] + d[None, :], mask=mask, other=0.0)
 
     top = tl.full([BLOCK_M], LOWEST, tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -155,8 +171,9 @@ def prefill_kernel(
     begin = 0
     if WINDOW > 0:
         begin = tl.maximum(start - WINDOW + 1, 0) // BLOCK_N * BLOCK_N
-    # All rows of the tile see the whole of the blocks before this one.
-    edge = tl.maximum((start + 1) // BLOCK_N * BLOCK_N, begin)
+    # All rows of the tile see the whole of the blocks before this one. Without masks the compiler rounds
+    # otherwise, so that where the tile begins would show in the bits.
+    edge = begin if ALL_MASKED else tl.maximum((start + 1) // BLOCK_N * BLOCK_N, begin)
     top, total, acc = attend(
         x, top, total, acc, begin, edge, position, keys, values, pages, kv_head, d,
         KV_HEADS, D, PAGE, SCALE, SOFTCAP, WINDOW, False, False, BLOCK_N, STAGES, WIDEN,
@@ -166,24 +183,58 @@ def prefill_kernel(
         KV_HEADS, D, PAGE, SCALE, SOFTCAP, WINDOW, True, True, BLOCK_N, STAGES, WIDEN,
     )  # fmt: skip
     at = (source * (KV_HEADS * GROUP * D) + head * D)[:, None] + d[None, :]
-    mask = inside[:, None] & (d < D)[None, :]
     tl.store(out + at, (acc / total[:, None]).to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def fold(
+    out, sums, kv_head, slot, spans, d,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, FOLD: tl.constexpr, FOLD_ROWS: tl.constexpr,
+):  # fmt: skip
+    """The output of the heads of one row and KV head from what `spans` programs have left, FOLD at a time.
+
+    A record of `sums` [slots, heads, RECORD]: sums of values, their weight, the highest score, and two
+    that are there for alignment.
+    """
+    RECORD: tl.constexpr = d.shape[0] + 4
+    m = tl.arange(0, FOLD_ROWS)
+    head = kv_head * GROUP + m
+    inside = m < GROUP
+    top = tl.full([FOLD_ROWS], LOWEST, tl.float32)
+    total = tl.zeros([FOLD_ROWS], tl.float32)
+    acc = tl.zeros([FOLD_ROWS, d.shape[0]], tl.float32)
+    for first in range(0, spans, FOLD):
+        span = first + tl.arange(0, FOLD)
+        there = (span < spans)[:, None] & inside[None, :]
+        at = sums + ((slot + span) * (KV_HEADS * GROUP * RECORD))[:, None] + (head * RECORD)[None, :]
+        peak = tl.load(at + d.shape[0] + 1, mask=there, other=LOWEST, cache_modifier=".cg")
+        weight = tl.load(at + d.shape[0], mask=there, other=0.0, cache_modifier=".cg")
+        values = at[:, :, None] + d[None, None, :]
+        some = tl.load(values, mask=there[:, :, None], other=0.0, cache_modifier=".cg")
+        higher = tl.maximum(top, tl.max(peak, 0))
+        shrink, grow = tl.exp2(top - higher), tl.exp2(peak - higher[None, :])
+        total = total * shrink + tl.sum(weight * grow, 0)
+        acc = acc * shrink[:, None] + tl.sum(some * grow[:, :, None], 0)
+        top = higher
+    mask = inside[:, None] & (d < D)[None, :]
+    result = acc / tl.where(inside, total, 1.0)[:, None]
+    tl.store(out + (head * D)[:, None] + d[None, :], result.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["rows"])
 def decode_kernel(
     q, k, v, out, q_stride, k_stride, v_stride, rows, keys, values, cos, sin,
-    items, counts, item_count, pages, sums, arrived,
+    items, tokens, item_count, pages, sums, arrived,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, ROTARY: tl.constexpr,
     PAGE: tl.constexpr, SCALE: tl.constexpr, SOFTCAP: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
-    WIDEN: tl.constexpr,
+    WIDEN: tl.constexpr, FOLD: tl.constexpr, FOLD_ROWS: tl.constexpr,
 ):  # fmt: skip
     """One span of one sequence's history, for one token and one KV head; items [items, 8] int32.
 
     The program of the last span also appends the token itself, whose key and value it takes from k and v.
     Of the programs that share a row, the one that ends last adds up what all have left in `sums`, in
-    the order of the spans, whoever it is. Programs past the items clear the rows of out past the step's.
+    the order of the spans, whoever it is. Rows of out from `tokens` to `rows` are cleared.
     """
     kv_head = tl.program_id(0)
     number = tl.program_id(1)
@@ -197,78 +248,61 @@ def decode_kernel(
     spans = tl.load(item + 6)
     slot = tl.load(item + 7)
     used = tl.load(item_count)
+    spare = (number >= tl.load(tokens)) & (number < rows)
 
+    WIDTH: tl.constexpr = KV_HEADS * GROUP * D
     m = tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
     inside = m < GROUP
     head = kv_head * GROUP + m
     mask = inside[:, None] & (d < D)[None, :]
+    if spare:
+        at = (number.to(tl.int64) * WIDTH + head * D)[:, None] + d[None, :]
+        tl.store(out + at, tl.zeros([BLOCK_M, BLOCK_D], out.dtype.element_ty), mask=mask)
     if number >= used:
-        spare = tl.load(counts) + number - used
-        if spare < rows:
-            at = (spare.to(tl.int64) * (KV_HEADS * GROUP * D) + head * D)[:, None] + d[None, :]
-            tl.store(out + at, tl.zeros([BLOCK_M, BLOCK_D], out.dtype.element_ty), mask=mask)
         return
 
     pages += table
-    where = tl.zeros([BLOCK_M], tl.int32) + position
-    x = rotated(q + row * q_stride + head * D, inside, where, d, cos, sin, D, ROTARY)
-    x = x.to(q.dtype.element_ty)
-    result = (row * (KV_HEADS * GROUP * D) + head * D)[:, None] + d[None, :]
+    # A last span's own token: asked for now, used when the history is read.
+    one = tl.arange(0, 1)
+    mine = one + span == spans - 1
+    c, s = angles(mine | True, position + one, d, cos, sin, ROTARY)
+    new = rotated(k + row * k_stride + kv_head * D + one, mine, d, c, s, D, ROTARY).to(keys.dtype.element_ty)
+    own = mine[:, None] & (d < D)[None, :]
+    value = tl.load(v + (row * v_stride + kv_head * D + one)[:, None] + d[None, :], mask=own, other=0.0)
+    page = tl.load(pages + position // PAGE).to(tl.int64)
+    x = rotated(q + row * q_stride + head * D, inside, d, c, s, D, ROTARY).to(q.dtype.element_ty)
 
     top = tl.full([BLOCK_M], LOWEST, tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    if span == spans - 1:
-        one = tl.arange(0, 1)
-        mine = (one == 0)[:, None] & (d < D)[None, :]
-        new = rotated(
-            k + row * k_stride + kv_head * D + one, one == 0, position + one, d, cos, sin, D, ROTARY
-        )
-        new = new.to(keys.dtype.element_ty)
-        value = tl.load(v + (row * v_stride + kv_head * D + one)[:, None] + d[None, :], mask=mine, other=0.0)
-        page = tl.load(pages + position // PAGE).to(tl.int64)
-        place = ((page * KV_HEADS + kv_head) * PAGE + position % PAGE) * D
-        at = (place + one)[:, None] + d[None, :]
-        tl.store(keys + at, new, mask=mine)
-        tl.store(values + at, value, mask=mine)
-        top = capped(tl.sum(x.to(tl.float32) * new.to(tl.float32), 1), SCALE, SOFTCAP)
-        total += 1.0
-        acc += value.to(tl.float32)
     top, total, acc = attend(
-        x, top, total, acc, begin, end, where, keys, values, pages, kv_head, d,
+        x, top, total, acc, begin, end, m, keys, values, pages, kv_head, d,
         KV_HEADS, D, PAGE, SCALE, SOFTCAP, 0, True, False, BLOCK_N, STAGES, WIDEN,
     )  # fmt: skip
+    if span == spans - 1:
+        at = (((page * KV_HEADS + kv_head) * PAGE + position % PAGE) * D + one)[:, None] + d[None, :]
+        tl.store(keys + at, new, mask=own)
+        tl.store(values + at, value, mask=own)
+        score = capped(tl.sum(x.to(tl.float32) * new.to(tl.float32), 1), SCALE, SOFTCAP)
+        higher = tl.maximum(top, score)
+        shrink, weight = tl.exp2(top - higher), tl.exp2(score - higher)
+        total = total * shrink + weight
+        acc = acc * shrink[:, None] + value.to(tl.float32) * weight[:, None]
+        top = higher
 
     if spans == 1:
-        tl.store(out + result, (acc / total[:, None]).to(out.dtype.element_ty), mask=mask)
+        at = (row * WIDTH + head * D)[:, None] + d[None, :]
+        tl.store(out + at, (acc / total[:, None]).to(out.dtype.element_ty), mask=mask)
     else:
-        # A record of `sums`: BLOCK_D sums of values, their weight, the highest score, and two for alignment.
-        WIDTH: tl.constexpr = BLOCK_D + 4
-        first = sums + (slot * (KV_HEADS * GROUP) + head) * WIDTH
-        stride = KV_HEADS * GROUP * WIDTH
-        own = first + span * stride
-        tl.store(own[:, None] + d[None, :], acc, mask=inside[:, None])
-        tl.store(own + BLOCK_D, total, mask=inside)
-        tl.store(own + BLOCK_D + 1, top, mask=inside)
+        RECORD: tl.constexpr = BLOCK_D + 4
+        left = sums + (slot + span) * (KV_HEADS * GROUP * RECORD) + head * RECORD
+        tl.store(left[:, None] + d[None, :], acc, mask=inside[:, None])
+        tl.store(left + BLOCK_D, total, mask=inside)
+        tl.store(left + BLOCK_D + 1, top, mask=inside)
         tl.debug_barrier()
         counter = arrived + slot * KV_HEADS + kv_head
         if tl.atomic_add(counter, 1, sem="acq_rel") == spans - 1:
             tl.debug_barrier()
-            top = tl.full([BLOCK_M], LOWEST, tl.float32)
-            total = tl.zeros([BLOCK_M], tl.float32)
-            acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-            for other in range(spans):
-                part = first + other * stride
-                peak = tl.load(part + BLOCK_D + 1, mask=inside, other=0.0, cache_modifier=".cg")
-                weight = tl.load(part + BLOCK_D, mask=inside, other=1.0, cache_modifier=".cg")
-                some = tl.load(
-                    part[:, None] + d[None, :], mask=inside[:, None], other=0.0, cache_modifier=".cg"
-                )
-                higher = tl.maximum(top, peak)
-                shrink, grow = tl.exp2(top - higher), tl.exp2(peak - higher)
-                total = total * shrink + weight * grow
-                acc = acc * shrink[:, None] + some * grow[:, None]
-                top = higher
-            tl.store(out + result, (acc / total[:, None]).to(out.dtype.element_ty), mask=mask)
             tl.store(counter, 0)
+            fold(out + row * WIDTH, sums, kv_head, slot, spans, d, KV_HEADS, GROUP, D, FOLD, FOLD_ROWS)

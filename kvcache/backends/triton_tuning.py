@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cleave.kvcache.spec import AttentionSpec
 
 _FLOAT32 = 4
 """Bytes of a value for which the tensor cores have no exact product: small blocks, for tests."""
+_WIDE_PREFILL = 163840
+"""Bytes of shared memory that the prefill kernel takes at head_dim 256."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,21 +33,42 @@ class Tuning:
     prefill: Blocks
     programs: int
     """Programs of the decode kernel that share a small batch."""
+    shares: int
+    """Programs of the append kernel that share the heads of a row."""
+    fold: int
+    """Records that the decode kernel adds up at once."""
 
 
-def tune(spec: AttentionSpec, item_bytes: int, processors: int) -> Tuning:
-    """Blocks for a GPU with `processors` multiprocessors and a cache of `item_bytes` a value."""
+def tune(spec: AttentionSpec, item_bytes: int, processors: int, shared_memory: int) -> Tuning:
+    """Blocks for a GPU with `processors` multiprocessors, each with `shared_memory` bytes for one program,
+    and a cache of `item_bytes` a value.
+
+    Chosen on an H200 at head_dim 128 (docs/gpu_attention.md has the table); other sizes keep about the
+    same bytes in flight and no more registers than there are.
+    """
     dims = max(16, power_of_two(spec.head_dim))
-    group = spec.heads // spec.kv_heads
-    rows = max(16, power_of_two(group))
-    wide = dims * item_bytes
+    rows = max(16, power_of_two(spec.heads // spec.kv_heads))
     if item_bytes == _FLOAT32:
-        decode, prefill = Blocks(rows, 16, 4, 2), Blocks(16, 16, 4, 2)
+        decode, prefill = Blocks(rows, 16, 4, 2), Blocks(max(16, rows), 16, 4, 2)
+    elif dims <= 64:
+        decode, prefill = Blocks(rows, 64, 2, 4), Blocks(128, 64, 4, 3)
+    elif dims <= 128:
+        decode, prefill = Blocks(rows, 32, 2, 4), Blocks(128, 32, 4, 3)
     else:
-        decode = Blocks(rows, 64 if wide <= 256 else 32, 4, 4)
-        prefill = Blocks(128, 64, 4 if dims <= 64 else 8, 3 if wide <= 256 else 2)
-    prefill = Blocks(max(prefill.rows, rows), prefill.keys, prefill.warps, prefill.stages)
-    return Tuning(dims, Blocks(32, 1, 4, 1), decode, prefill, 8 * processors)
+        decode, prefill = Blocks(rows, 32, 4, 3), Blocks(128, 32, 8, 3)
+        if shared_memory < _WIDE_PREFILL:
+            prefill = Blocks(64, 32, 4, 2)
+    if rows > 16:
+        decode = replace(decode, warps=4)
+    return Tuning(
+        dims=dims,
+        append=Blocks(8, 1, 4, 1),
+        decode=decode,
+        prefill=replace(prefill, rows=max(prefill.rows, rows)),
+        programs=4 * processors,
+        shares=min(8, spec.kv_heads),
+        fold=32,
+    )
 
 
 def power_of_two(value: int) -> int:

@@ -126,7 +126,7 @@ def model_figures(artifact: Artifact, model: Model, threads: int) -> dict[str, A
         "weight_bytes": shape.step_parameters * ITEM_BYTES[dtype],
         "last_level_cache_bytes": last_level_cache(),
         "engine": model.engine.kind,
-        "attention": model.options.attention,
+        "attention": model.attention_backend,
         "dtype": dtype,
         "threads": threads,
     }

@@ -12,6 +12,8 @@ from typing import Any
 
 import psutil
 
+from cleave.runtime.engines.processor import processor
+
 PACKAGES = (
     "cleave",
     "onnxruntime",
@@ -31,7 +33,7 @@ def record(figures: Any) -> dict[str, Any]:
         "command": command(sys.argv),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": {
-            "processor": _processor(),
+            "processor": processor(),
             "physical_cores": psutil.cpu_count(logical=False),
             "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
             "load_average_before": [round(load, 2) for load in os.getloadavg()],
@@ -56,16 +58,3 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def _processor() -> str:
-    """The model and the vector instructions, as Linux names them."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    fields = {key.strip(): value.strip() for key, value in fields.items()}
-    known = ("avx2", "avx512f", "avx512_vnni", "amx_tile")
-    vectors = [name for name in known if name in fields.get("flags", "").split()]
-    return f"{fields.get('model name', platform.machine())} ({', '.join(vectors)})"

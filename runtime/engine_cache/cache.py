@@ -61,10 +61,9 @@ class EngineCache:
         digests; where the key itself is not there, an entry that `accept` takes is used. Raises CacheError
         where there is none and `allow_build` is False, or the disk is full.
         """
-        for each in self._candidates(key, accept):
-            found = self._open(each, verify=verify)
-            if found is not None:
-                return found
+        found = self.find(key, verify=verify, accept=accept)
+        if found is not None:
+            return found
         why = self._why(key, verify=verify)
         if not allow_build:
             raise CacheError(
@@ -84,6 +83,13 @@ class EngineCache:
                     f"another user's? Remove it, or set {DIRECTORY_VARIABLE} to a folder of your own"
                 ) from None
         return self._build_aside(key, build, label, why)
+
+    def find(
+        self, key: EngineKey, *, verify: bool = False, accept: Accept | None = None
+    ) -> CachedEngine | None:
+        """The engine of a key, or one that `accept` takes; None where there is none that is undamaged."""
+        opened = (self._open(each, verify=verify) for each in self._candidates(key, accept))
+        return next((engine for engine in opened if engine is not None), None)
 
     def why(self, key: EngineKey, *, accept: Accept | None = None) -> str:
         """Why an engine would be built: what is damaged, or which fields differ from the nearest entry,

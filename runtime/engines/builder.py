@@ -11,7 +11,7 @@ from typing import Protocol
 from rich.table import Table
 
 from cleave.export.pieces import Piece
-from cleave.runtime.engine_cache.cache import CACHED, EngineCache
+from cleave.runtime.engine_cache.cache import EngineCache
 from cleave.runtime.engine_cache.engine import CachedEngine
 from cleave.runtime.engine_cache.key import EngineKey
 
@@ -26,6 +26,9 @@ class EngineBuilder(Protocol):
     Making a builder checks everything that can be checked before the build; it reads no weights where the
     engine does not depend on them.
     """
+
+    is_optional: bool
+    """The engine runs without it too: `cleave build` alone builds it, and it is used where it is there."""
 
     @property
     def key(self) -> EngineKey:
@@ -57,10 +60,12 @@ def get_engine(
     def build(folder: Path) -> None:
         builder.build(folder, progress)
 
-    why = cache.why(builder.key, accept=builder.serves)
-    if why != CACHED and allow_build:
-        _log.warning("building the %s engine (%s)", builder.key.kind, why)
-    return cache.get(builder.key, build, allow_build=allow_build, label=label, accept=builder.serves)
+    found = cache.find(builder.key, accept=builder.serves)
+    if found is not None:
+        return found
+    if allow_build:
+        _log.warning("building the %s engine (%s)", builder.key.kind, cache.why(builder.key))
+    return cache.get(builder.key, build, allow_build=allow_build, label=label)
 
 
 def graph_digest(pieces: Iterable[Piece]) -> str:

@@ -126,7 +126,13 @@ class _Kind:
 
 # Each factory and builder is called with (Artifact, EngineOptions).
 _KINDS = {
-    "onnxruntime": _Kind("cleave.runtime.engines.onnxruntime", "OnnxRuntimeEngine", "onnxruntime", "cpu"),
+    "onnxruntime": _Kind(
+        "cleave.runtime.engines.onnxruntime",
+        "OnnxRuntimeEngine",
+        "onnxruntime",
+        "cpu",
+        builder="cleave.runtime.engines.onnxruntime_builder:OnnxRuntimeBuilder",
+    ),
     "inductor": _Kind(
         "cleave.runtime.engines.inductor.engine",
         "InductorEngine",
@@ -172,18 +178,24 @@ def create_engine(
     """Make an engine; None takes the best kind that this machine can run.
 
     What the kind builds ahead of time comes out of `cache` (None: that of the user), and is built on first
-    use; with `options.cache` neither is done. Raises EngineError for an unknown kind, MissingPackage where
-    its package is not installed, CacheError where it would have to be built and `allow_build` is False.
+    use where the engine cannot do without; with `options.cache` neither is done. Raises EngineError for an
+    unknown kind, MissingPackage where its package is not installed, CacheError where it would have to be
+    built and `allow_build` is False.
     """
     kind = kind or best_engine_kind()
     factory = _load(kind, _entry(kind).module, _entry(kind).factory)
     builder = None if options.cache is not None else engine_builder(kind, artifact, options)
-    if builder is None:
+    built = None
+    if builder is not None:
+        cache = cache or EngineCache()
+        if builder.is_optional:
+            built = cache.find(builder.key, accept=builder.serves)
+        else:
+            label = engine_label(artifact)
+            built = get_engine(builder, cache, label=label, allow_build=allow_build, progress=progress)
+    if built is None:
         alone: Engine = factory(artifact, options)
         return alone
-    label = engine_label(artifact)
-    cache = cache or EngineCache()
-    built = get_engine(builder, cache, label=label, allow_build=allow_build, progress=progress)
     try:
         engine: Engine = factory(artifact, replace(options, cache=built.folder))
     except BaseException:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,13 @@ from cleave.runtime.engines.wires import wire
 from cleave.threads import physical_cores, session_options
 
 _BINDINGS_KEPT = 64
+_LOADED_AT_ONCE = 8
+"""Weights that are widened exist twice while they are packed: not those of all pieces at once."""
+_SAVING = {
+    "session.optimized_model_external_initializers_file_name": "{}.bin",
+    "session.optimized_model_external_initializers_min_size_in_bytes": "100",
+    "session.save_external_prepacked_constant_initializers": "1",
+}
 _Array = npt.NDArray[Any]
 
 
@@ -35,7 +43,10 @@ class OnnxRuntimeEngine:
     device = "cpu"
 
     def __init__(self, artifact: Artifact, options: EngineOptions) -> None:
-        """Build the sessions. float16 and bfloat16 artifacts are widened to float32."""
+        """Make the sessions. float16 and bfloat16 artifacts are widened to float32.
+
+        Pieces that OnnxRuntimeBuilder saved in `options.cache` are taken from there.
+        """
         manifest = artifact.manifest
         self.notes: tuple[str, ...] = ()
         if manifest.dtype != "float32":
@@ -49,7 +60,7 @@ class OnnxRuntimeEngine:
         self._pieces = cut(artifact.batchful_graph())
         self._sessions: list[ort.InferenceSession] = []
         self._kept: list[_Array] = []
-        for session, kept in _all_sessions(self._pieces, artifact, self._threads):
+        for session, kept in _sessions(self._pieces, artifact, self._threads, options.cache):
             self._sessions.append(session)
             self._kept += kept
         self._buffers = _Buffers(self._pieces, options.max_tokens, manifest.vocab_size)
@@ -81,7 +92,7 @@ class OnnxRuntimeEngine:
         if observer is not None and len(self._pieces[-1].outputs) == 1:
             check_observable(self._pieces)
             self._pieces[-1] = with_residual(self._pieces[-1])
-            self._sessions[-1], kept = _session(self._pieces[-1], self._artifact, self._threads)
+            self._sessions[-1], kept = make_session(self._pieces[-1], self._artifact, self._threads)
             self._kept += kept
             self._buffers = _Buffers(
                 self._pieces, self._options.max_tokens, self._artifact.manifest.vocab_size
@@ -171,28 +182,51 @@ class _Buffers:
         )
 
 
-def _all_sessions(
-    pieces: list[Piece], artifact: Artifact, threads: int
+def _sessions(
+    pieces: list[Piece], artifact: Artifact, threads: int, saved: Path | None
 ) -> list[tuple[ort.InferenceSession, list[_Array]]]:
-    """A session for each piece, `threads` of them made at a time.
+    """A session for each piece, several made at a time: the weights of each are packed on one thread."""
 
-    ONNX Runtime packs the weights of a session on one thread, and packs them also where it has them packed
-    on disk: to do it side by side is the one way to start sooner (benchmarks/start_up.py).
-    """
-    first = _session(pieces[0], artifact, threads)  # alone: it makes the pool of the process, if any
-    with ThreadPoolExecutor(threads, thread_name_prefix="cleave-load") as pool:
+    def make(index: int) -> tuple[ort.InferenceSession, list[_Array]]:
+        if saved is not None:
+            return _saved_session(saved_piece(saved, index), threads), []
+        return make_session(pieces[index], artifact, threads)
+
+    first = make(0)  # alone: it makes the pool of the process, if there is to be one
+    with ThreadPoolExecutor(min(threads, _LOADED_AT_ONCE), thread_name_prefix="cleave-load") as pool:
         try:
-            return [first, *pool.map(lambda piece: _session(piece, artifact, threads), pieces[1:])]
+            return [first, *pool.map(make, range(1, len(pieces)))]
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _session(piece: Piece, artifact: Artifact, threads: int) -> tuple[ort.InferenceSession, list[_Array]]:
+def saved_piece(folder: Path, index: int) -> Path:
+    """The graph of a saved piece; its weights lie beside it in a file of the same name and ".bin"."""
+    return folder / f"{index:03}.onnx"
+
+
+def _saved_session(graph: Path, threads: int) -> ort.InferenceSession:
+    """A session of a piece that was optimised and packed before; its weights are mapped."""
+    options = _options(threads)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+
+
+def _options(threads: int) -> ort.SessionOptions:
+    options = session_options(threads)
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    return options
+
+
+def make_session(
+    piece: Piece, artifact: Artifact, threads: int, *, save_as: Path | None = None
+) -> tuple[ort.InferenceSession, list[_Array]]:
     """A session with the piece's weights as initializers, which ONNX Runtime packs on loading.
 
     Packed weights make a row's result independent of the other rows; weights given as inputs do not.
-    Returns also the arrays that must outlive the session: matrices are copied by the packing.
+    Returns also the arrays that must outlive the session: matrices are copied by the packing. `save_as` is
+    where to write the piece as it was optimised and packed; see `saved_piece`.
     """
     model = widen(piece.model)
     graph = model.graph
@@ -203,8 +237,11 @@ def _session(piece: Piece, artifact: Artifact, threads: int) -> tuple[ort.Infere
     for value in [value for value in graph.input if value.name in arrays]:
         graph.input.remove(value)
         graph.initializer.append(_placeholder(value.name, arrays[value.name]))
-    options = session_options(threads)
-    options.add_session_config_entry("session.use_env_allocators", "1")
+    options = _options(threads)
+    if save_as is not None:
+        options.optimized_model_filepath = str(save_as)
+        for name, value in _SAVING.items():
+            options.add_session_config_entry(name, value.format(save_as.stem))
     options.add_external_initializers(
         list(arrays), [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
     )

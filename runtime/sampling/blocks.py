@@ -23,6 +23,9 @@ BLOCK = 256
 BOUNDS = 8
 """Bounds that `block_split` takes at once."""
 
+FEW_BOUNDS = 3
+"""Bounds that `block_split_few` takes."""
+
 _UNDER_WAY = 4
 """Groups of 16 that a loop has under way, to hide the latency of its operations."""
 
@@ -96,20 +99,16 @@ def block_weights(
     return types.void(values, at, top, scale, bound, out), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def block_split(typing: Any, values: Any, at: Any, top: Any, scale: Any, bounds: Any, sums: Any) -> Any:
-    """sums[i] = the mass of those of values[at : at + BLOCK] that are at least bounds[i], for BOUNDS of them.
-
-    With a scale of 0 it is their number, but for NaN where infinity is among them.
-    """
+def _split(count: int, *kinds: Any) -> Any:
+    """Type and code of `block_split` for `count` bounds."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         code = Code(context, builder, signature.args)
         values, at, top, scale, bounds, sums = code.pointers(arguments)
         lanes = code.lanes
         top, scale = lanes.splat(top), lanes.splat(scale)
-        limits = [lanes.splat_from(bounds, code.plus(index)) for index in range(BOUNDS)]
-        totals = [code.variable(lanes.constant(0.0)) for _ in range(BOUNDS)]
+        limits = [lanes.splat_from(bounds, code.plus(index)) for index in range(count)]
+        totals = [code.variable(lanes.constant(0.0)) for _ in range(count)]
         with code.strides(_LENGTH, LANES) as (first, _):
             value = lanes.load(values, code.plus(at, first))
             weight = lanes.exp2(lanes.multiply(lanes.subtract(value, top), scale))
@@ -121,7 +120,22 @@ def block_split(typing: Any, values: Any, at: Any, top: Any, scale: Any, bounds:
             builder.store(whole, builder.gep(sums, [code.plus(index)]))
         return context.get_dummy_value()
 
-    return types.void(values, at, top, scale, bounds, sums), generate
+    return types.void(*kinds), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def block_split(typing: Any, values: Any, at: Any, top: Any, scale: Any, bounds: Any, sums: Any) -> Any:
+    """sums[i] = the mass of those of values[at : at + BLOCK] that are at least bounds[i], for BOUNDS of them.
+
+    With a scale of 0 it is their number, but for NaN where infinity is among them.
+    """
+    return _split(BOUNDS, values, at, top, scale, bounds, sums)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def block_split_few(typing: Any, values: Any, at: Any, top: Any, scale: Any, bounds: Any, sums: Any) -> Any:
+    """`block_split` for FEW_BOUNDS: what reading costs, where the sums of more would cost more."""
+    return _split(FEW_BOUNDS, values, at, top, scale, bounds, sums)
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 
 from cleave.compiled import part
-from cleave.runtime.sampling.blocks import BLOCK, BOUNDS, block_pack, block_range, block_split
+from cleave.runtime.sampling.blocks import (
+    BLOCK,
+    BOUNDS,
+    FEW_BOUNDS,
+    block_pack,
+    block_range,
+    block_split,
+    block_split_few,
+)
 
 _FEW = 48
 """Values that are looked at one by one."""
@@ -52,48 +60,56 @@ def cutoff_of_mass(
     # The top one weighs 1, so all that is below this weighs less than half of what is to be dropped.
     depth = 1.0 + math.log2(len(row) / max(1.0 - share, 1e-30))
     floor = max(low, np.float32(top - depth / scale))
+    above = np.zeros(BOUNDS)
+    used = BOUNDS
     _spread(floor, top, bounds)
     bounds[0] = low
-    above = np.zeros(BOUNDS)
     if len(peaks) >= _SAMPLE * _SAMPLE:
         # A sample says about where to look; where it is wrong, more is left to be looked at.
-        _add_masses(row, tail, peaks, _SAMPLE, top, scale, bounds, sums, above)
-        index = _last_above(above, share * above[0], 1)
-        first = bounds[index - 1] if index > 1 else floor
-        last = bounds[index] if index < BOUNDS else top
-        for index in range(1, BOUNDS):
-            bounds[index] = np.float32(first + (np.float64(last) - first) * (index - 1) / (BOUNDS - 2))
-        above[:] = 0.0
-    _add_masses(row, tail, peaks, 1, top, scale, bounds, sums, above)
+        first, last = floor, top
+        for _ in range(2):
+            _add_masses(row, tail, peaks, _SAMPLE, BOUNDS, top, scale, bounds, sums, above)
+            index = _last_above(above, share * above[0], 1, BOUNDS)
+            first = bounds[index - 1] if index > 1 else first
+            last = bounds[index] if index < BOUNDS else last
+            for index in range(1, BOUNDS):
+                bounds[index] = np.float32(first + (np.float64(last) - first) * (index - 1) / (BOUNDS - 2))
+        used = FEW_BOUNDS
+        bounds[1] = max(floor, np.float32(first - (last - first)))
+        bounds[2] = min(top, np.float32(last + (last - first)))
+    _add_masses(row, tail, peaks, 1, used, top, scale, bounds, sums, above)
     wanted = share * above[0]
-    index = _last_above(above, wanted, 1)
+    index = _last_above(above, wanted, 1, used)
     first = bounds[index - 1] if index > 1 else floor
-    last = bounds[index] if index < BOUNDS else _INFINITE
-    base = above[index] if index < BOUNDS else 0.0
+    last = bounds[index] if index < used else _INFINITE
+    base = above[index] if index < used else 0.0
     n = _gather(row, tail, peaks, first, last, buffer)
     return _refine(buffer, n, base, wanted, top, scale, bounds, sums) if n > 0 else first
 
 
 @part
 def _add_masses(
-    row: Any, tail: Any, peaks: Any, step: Any, top: Any, scale: Any, bounds: Any, sums: Any, above: Any
+    row: Any, tail: Any, peaks: Any, step: Any, used: Any, top: Any, scale: Any, bounds: Any, sums: Any,
+    above: Any,
 ) -> None:  # fmt: skip
-    """Add to above[i] the mass from bounds[i] on, bounds[0] being the least, of every `step`-th block."""
+    """above[i] = the mass from bounds[i] on, bounds[0] being the least, in every `step`-th block."""
+    above[:] = 0.0
     whole = len(row) // BLOCK
     for block in range(0, len(peaks), step):
         if peaks[block] >= bounds[0]:
-            if block < whole:
-                block_split(row, block * BLOCK, top, scale, bounds, sums)
+            values, at = (row, block * BLOCK) if block < whole else (tail, 0)
+            if used == FEW_BOUNDS:
+                block_split_few(values, at, top, scale, bounds, sums)
             else:
-                block_split(tail, 0, top, scale, bounds, sums)
-            for index in range(BOUNDS):
+                block_split(values, at, top, scale, bounds, sums)
+            for index in range(used):
                 above[index] += sums[index]
 
 
 @part
-def _last_above(above: Any, wanted: Any, least: Any) -> Any:
-    """How many bounds there are up to the last with all that is wanted above; at least `least`."""
-    index = BOUNDS
+def _last_above(above: Any, wanted: Any, least: Any, used: Any) -> Any:
+    """How many of the bounds there are up to the last with all that is wanted above; at least `least`."""
+    index = used
     while index > least and above[index - 1] < wanted:
         index -= 1
     return index
@@ -132,7 +148,7 @@ def _refine(
             block_split(buffer, at, top, scale, bounds, sums)
             for index in range(BOUNDS):
                 above[index] += sums[index]
-        index = _last_above(above, wanted, 0)
+        index = _last_above(above, wanted, 0, BOUNDS)
         first = bounds[index - 1] if index > 0 else low
         last = bounds[index] if index < BOUNDS else _INFINITE
         base = above[index] if index < BOUNDS else base

@@ -33,6 +33,9 @@ _STACK_PER_BYTE = 2048
 """The library recurses from rule to rule; measured, a byte of source takes at most 1 kB of stack."""
 # The size that the next thread gets is the process's, and so is the lock on it.
 _stack_size = threading.Lock()
+_NO_SPACE = {"whitespace_flexible": False}
+_SOME_SPACE = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{0,16}"}
+"""Enough to indent by; without a bound, models that are unsure go on with spaces until max_tokens."""
 _QUOTED = 160
 _REGEX_ERROR = re.compile(r"regex parse error:\n {4}.*\n {4}( *)\^+\nerror: (.*)")
 """How the library draws the place of a mistake in a regular expression."""
@@ -141,8 +144,8 @@ def _source(wanted: StructuredOutput) -> str:
     """The library's own form of what is wanted; never the caller's text as it is, which could set options."""
     if wanted.kind in ("json_schema", "json_object"):
         schema = json.loads(wanted.schema_text)
-        if isinstance(schema, dict) and wanted.disable_any_whitespace:
-            schema["x-guidance"] = {"whitespace_flexible": False}
+        if isinstance(schema, dict):
+            schema["x-guidance"] = _NO_SPACE if wanted.disable_any_whitespace else _SOME_SPACE
         return json.dumps({"grammars": [{"json_schema": schema}]}, ensure_ascii=False)
     if wanted.kind == "regex":
         from llguidance import LLMatcher

@@ -40,7 +40,8 @@ class StructuredOutput:
     grammar: str | None = None
     """A context-free grammar in llguidance's dialect of Lark, beginning with the rule `start`."""
     disable_any_whitespace: bool = False
-    """JSON without whitespace between its parts. Otherwise the model may put any there."""
+    """JSON without whitespace between its parts. Otherwise the model may put up to 16
+    spaces or line ends wherever JSON allows them."""
 
     def __post_init__(self) -> None:
         """Raises RequestError for values that are not allowed, and for a schema that is not supported."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from attention_cases import Case, check_halves
@@ -77,3 +79,21 @@ def test_with_fixed_splits_a_row_is_the_same_bits_in_any_batch(model: str) -> No
         together = decoding.step(order, spare=3)
         for row, sequence in enumerate(order):
             assert torch.equal(together[row], alone[sequence])
+
+
+@pytest.mark.parametrize("model", ["llama-2-7b", "llama-3-8b", "gemma-2"])
+def test_a_prompt_in_chunks_is_the_same_bits_where_that_is_asked_for(model: str) -> None:
+    decoding = Decoding((700, 9), MODELS[model], "bfloat16", {"deterministic": True})
+    server, fused = decoding.server, decoding.fused[0]
+    results = []
+    for cuts in ((0, 700), (0, 301, 700), (0, 2, 130, 437, 700)):
+        server.close(0)
+        server.open(0)
+        parts = []
+        for start, end in itertools.pairwise(cuts):
+            server.plan([Chunk(0, start, end - start)])
+            parts.append(decoding.run(fused[start:end]))
+            server.commit()
+        results.append(torch.cat(parts))
+    assert torch.equal(results[1], results[0])
+    assert torch.equal(results[2], results[0])

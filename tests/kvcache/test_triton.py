@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,15 @@ from attention_cases import GPU, Case, cases, check_halves
 from decoding import Decoding
 from hypothesis import HealthCheck, example, given, settings
 
-from cleave.errors import AttentionError
+from cleave.errors import AttentionError, MissingPackage
 from cleave.kvcache.backend import create_backend
 from cleave.kvcache.server import AttentionServer
 from cleave.kvcache.spec import AttentionSpec, RopeSpec
 from cleave.kvcache.step import Chunk
 
 pytest.importorskip("triton")
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")
+"""Triton's interpreter makes an index of an array of one number."""
 ROPE = RopeSpec("default", 10_000.0, 16)
 SPEC = AttentionSpec(4, 2, 16, 0.25, ROPE)
 SHARED = AttentionSpec(2, 1, 16, 0.25, ROPE)
@@ -32,7 +35,7 @@ MIXED = Case(
 )
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(case=cases())
 @example(case=MIXED)
 def test_a_mixed_batch_is_attention_over_each_whole_sequence(case: Case) -> None:
@@ -122,6 +125,15 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(AttentionError, match="TRITON_INTERPRET=1"):
         server()
+
+
+def test_without_triton_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = server().shape
+    for name in [name for name in sys.modules if name.startswith("cleave.kvcache.backends.triton")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(MissingPackage, match="the triton attention backend needs triton: pip install"):
+        create_backend("triton", shape)
 
 
 def test_a_gpu_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,15 +144,15 @@ def steps_until_idle_after(llm: LLM, leave: Callable[[], None]) -> int:
 
 
 def test_a_reader_that_does_not_read_is_called_off_and_blocks_nobody(demo_artifact: Path) -> None:
-    with LLM(demo_artifact, max_unread_tokens=20) as llm:
+    with LLM(demo_artifact, max_unread_tokens=100) as llm:
         lazy = llm.stream([0, 10, 20], ENDLESS)
-        other = llm.stream([0, 11, 21], SamplingParams(max_tokens=200, ignore_eos=True))
-        assert sum(len(chunk.token_ids) for chunk in other) == 200
+        other = llm.stream([0, 11, 21], SamplingParams(max_tokens=90, ignore_eos=True))
+        assert sum(len(chunk.token_ids) for chunk in other) == 90
         assert llm.wait_until_idle(60)
         chunks = list(lazy)
         assert chunks[-1].finish_reason == "abort"
         assert "unread" in str(chunks[-1].error)
-        assert sum(len(chunk.token_ids) for chunk in chunks) == 21
+        assert sum(len(chunk.token_ids) for chunk in chunks) == 101
         assert (
             len(llm.generate([0, 10, 20], SamplingParams(max_tokens=100, ignore_eos=True))[0].token_ids)
             == 100

@@ -1,7 +1,8 @@
-"""TensorRT for RTX as far as the engine uses it, over host memory, with the real one's rules.
+"""TensorRT for RTX as far as the engine uses it, with the real one's rules.
 
-A plan is the piece's ONNX graph with its profiles; a run is ONNX Runtime's. What the real library answers
-with False and a message is answered so here; what it leaves undefined raises `RuleBroken`.
+A plan is the piece's ONNX graph with its profiles. A run is ONNX Runtime's, over host memory; on a GPU it is
+torch's, which can be captured in a CUDA graph. What the real library answers with False and a message is
+answered so here; what it leaves undefined raises `RuleBroken`.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import ctypes
 import enum
 import gc
 import json
+import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -22,6 +24,7 @@ import torch
 
 from cleave.export.artifact import Artifact
 from cleave.export.pieces import Piece, cut
+from cleave.runtime.engines.inductor.program import program_of
 from cleave.runtime.engines.tensorrt_rtx.build import distinct
 from cleave.runtime.engines.tensorrt_rtx.plan import EngineDescription, PieceDescription, TensorDescription
 from cleave.runtime.engines.tensorrt_rtx.profiles import Profiles
@@ -40,19 +43,27 @@ class RuleBroken(AssertionError):
 class State:
     """What all objects of one fake library share."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
+        self.device = device
         self.recorded: list[Callable[[], None]] | None = None
         """Work of the capture under way; None outside one."""
         self.is_capturable = True
         self.runs: list[tuple[str, int, int]] = []
         """Of every run that was carried out: plan, profile, tokens."""
         self.contexts = 0
-        self.memory = Memory()
+        self.memory = Memory(device)
         self.alive: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    @property
+    def is_capturing(self) -> bool:
+        """Whether a graph is being captured."""
+        return self.recorded is not None or (
+            self.device != "cpu" and torch.cuda.is_current_stream_capturing()
+        )
 
     def outside_capture(self, what: str) -> None:
         """Raises RuleBroken while a graph is captured."""
-        if self.recorded is not None:
+        if self.is_capturing:
             raise RuleBroken(f"{what} while a graph is captured")
 
 
@@ -115,8 +126,8 @@ class Library:
         UNSUPPORTED_CC = 2
         MALFORMED_ENGINE = 32
 
-    def __init__(self) -> None:
-        self.state = State()
+    def __init__(self, device: str = "cpu") -> None:
+        self.state = State(device)
 
     def Runtime(self, logger: Any) -> Runtime:  # noqa: N802
         return Runtime(logger, self.state)
@@ -180,10 +191,7 @@ class ICudaEngine:
             )
             for value in values
         }
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self.session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self.compute = on_host(self.model) if state.device == "cpu" else on_gpu(self.model)
         state.alive.add(self)
 
     @property
@@ -287,7 +295,7 @@ class IExecutionContext:
             raise RuleBroken("a run without device memory")
         self._state.memory.check(*self._scratch, "device memory")
         values = {"tokens": 0, "rows": 0}
-        arguments: dict[str, tuple[int, tuple[int, ...]]] = {}
+        arguments: Arguments = {}
         for name in engine._io:
             dimensions = engine.dimensions(name)
             if engine.get_tensor_mode(name) == Library.TensorIOMode.INPUT:
@@ -306,25 +314,23 @@ class IExecutionContext:
             size = int(np.prod(shape)) * np.dtype(engine.array_type(name)).itemsize
             self._state.memory.check(self._addresses[name], size, name)
             arguments[name] = self._addresses[name], shape
+        if self._state.device != "cpu" and stream_handle in (0, torch.cuda.default_stream().cuda_stream):
+            raise RuleBroken("a run on the default stream")
         strategies = Library.DynamicShapesKernelSpecializationStrategy
-        if self._state.recorded is not None:
+        if self._state.is_capturing:
             if not self._has_run:
                 raise RuleBroken("a capture before the first run of these shapes")
             if self._config.dynamic_shapes_kernel_specialization_strategy == strategies.LAZY:
                 raise RuleBroken("a capture of kernels that may be replaced later")
-            self._state.recorded.append(lambda: self._execute(arguments, values["tokens"]))
-            return True
+            if self._state.recorded is not None:
+                self._state.recorded.append(lambda: self._execute(arguments, values["tokens"]))
+                return True
         self._has_run = True
         self._execute(arguments, values["tokens"])
         return True
 
-    def _execute(self, arguments: dict[str, tuple[int, tuple[int, ...]]], tokens: int) -> None:
-        engine = self.engine
-        arrays = {name: _array(*place, engine.array_type(name)) for name, place in arguments.items()}
-        outputs = [value.name for value in engine.model.graph.output]
-        inputs = {name: array for name, array in arrays.items() if name not in outputs}
-        for name, result in zip(outputs, engine.session.run(outputs, inputs), strict=True):
-            arrays[name][:] = result
+    def _execute(self, arguments: Arguments, tokens: int) -> None:
+        self.engine.compute(arguments)
         self._state.runs.append((self._name, self._profile or 0, tokens))
 
     def _refuse(self, message: str) -> bool:
@@ -335,7 +341,8 @@ class IExecutionContext:
 class Memory:
     """Looks whether an address range lies in a tensor that is alive."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
+        self._device = device
         self._tensors: list[tuple[int, int, weakref.ref[Any]]] = []
 
     def check(self, address: int, size: int, what: str) -> None:
@@ -343,7 +350,7 @@ class Memory:
         if self._has(address, size):
             return
         self._tensors = []
-        for tensor in _tensors():
+        for tensor in _tensors(self._device):
             start = tensor.untyped_storage().data_ptr()
             self._tensors.append((start, start + tensor.untyped_storage().nbytes(), weakref.ref(tensor)))
         if not self._has(address, size):
@@ -356,15 +363,66 @@ class Memory:
         )
 
 
-def _tensors() -> Iterator[torch.Tensor]:
+def _tensors(device: str) -> Iterator[torch.Tensor]:
     for item in gc.get_objects():
-        if type(item) is torch.Tensor and item._base is None and item.device.type == "cpu":
+        if type(item) is torch.Tensor and item._base is None and item.device.type == device:
             yield item
 
 
-def _array(address: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    return np.frombuffer((ctypes.c_char * size).from_address(address), dtype).reshape(shape)
+Arguments = dict[str, tuple[int, tuple[int, ...]]]
+"""Address and shape of every input and output."""
+
+
+def on_host(model: onnx.ModelProto) -> Callable[[Arguments], None]:
+    """Computes a piece by ONNX Runtime."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    inputs = {value.name: _element(value) for value in model.graph.input}
+    outputs = {value.name: _element(value) for value in model.graph.output}
+
+    def array(place: tuple[int, tuple[int, ...]], dtype: Any) -> np.ndarray:
+        size = math.prod(place[1]) * np.dtype(dtype).itemsize
+        return np.frombuffer((ctypes.c_char * size).from_address(place[0]), dtype).reshape(place[1])
+
+    def compute(arguments: Arguments) -> None:
+        given = {name: array(arguments[name], dtype) for name, dtype in inputs.items()}
+        results = session.run(list(outputs), given)
+        for (name, dtype), result in zip(outputs.items(), results, strict=True):
+            array(arguments[name], dtype)[:] = result
+
+    return compute
+
+
+def on_gpu(model: onnx.ModelProto) -> Callable[[Arguments], None]:
+    """Computes a piece by torch, on the current stream."""
+    inputs = {value.name: _element(value) for value in model.graph.input}
+    outputs = {value.name: _element(value) for value in model.graph.output}
+    program = program_of(Piece(model, tuple(inputs), tuple(outputs), {}, {}), "a piece")
+
+    def tensor(place: tuple[int, tuple[int, ...]], dtype: Any) -> torch.Tensor:
+        class Memory:
+            __cuda_array_interface__: ClassVar[dict[str, Any]] = {
+                "data": (place[0], False),
+                "shape": place[1],
+                "typestr": np.dtype(dtype).str,
+                "version": 3,
+                "stream": None,
+            }
+
+        return torch.as_tensor(Memory(), device="cuda")
+
+    def compute(arguments: Arguments) -> None:
+        results = program.module(*(tensor(arguments[name], dtype) for name, dtype in inputs.items()))
+        for (name, dtype), result in zip(outputs.items(), results, strict=True):
+            tensor(arguments[name], dtype).copy_(result)
+
+    return compute
+
+
+def _element(value: onnx.ValueInfoProto) -> Any:
+    return _DTYPES[value.type.tensor_type.elem_type][1]
 
 
 def write_plans(

@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import platform
 import time
 from pathlib import Path
 
 import torch
 from rich.table import Table
-from torch._inductor.cpu_vec_isa import pick_vec_isa
 
 from cleave.errors import EngineError
 from cleave.export.artifact import Artifact
@@ -21,12 +19,15 @@ from cleave.runtime.engines.engine import EngineOptions
 from cleave.runtime.engines.inductor.compiler import file_name
 from cleave.runtime.engines.inductor.device import check_device
 from cleave.runtime.engines.inductor.functions import SMALL, Functions
+from cleave.runtime.engines.processor import processor
 
 _REPORT = "functions.json"
 
 
 class InductorBuilder:
     """See `cleave.runtime.engines.builder.EngineBuilder`. Weights are inputs of what is compiled."""
+
+    is_optional = False
 
     def __init__(self, artifact: Artifact, options: EngineOptions) -> None:
         """Translate the pieces. Raises EngineError for what the engine cannot run; see InductorEngine."""
@@ -95,7 +96,8 @@ def _rows(rows: int | None) -> str:
 def _device_fields(device: torch.device) -> dict[str, Value]:
     """What code for a device depends on: on a CPU also the threads, whose number Inductor writes into it."""
     if device.type == "cpu":
-        return {"device": f"{platform.machine()} {pick_vec_isa()}", "threads": torch.get_num_threads()}
+        vectors = torch.backends.cpu.get_cpu_capability()
+        return {"device": processor(), "vectors": vectors, "threads": torch.get_num_threads()}
     major, minor = torch.cuda.get_device_capability(device)
     return {
         "device": torch.cuda.get_device_name(device),

@@ -14,21 +14,14 @@ from cleave.runtime.engines.inductor.small import Blocks, small_linear
 
 Tensor = torch.Tensor
 _VECTOR = (
-    Blocks(2, 1024, 4),
+    Blocks(2, 1024, 2),
     Blocks(4, 512, 4),
     Blocks(4, 1024, 4),
     Blocks(4, 1024, 8),
     Blocks(8, 512, 4),
-    Blocks(8, 1024, 8),
 )
-_MATRIX = (
-    Blocks(16, 128, 2, 6),
-    Blocks(16, 256, 2, 4),
-    Blocks(32, 128, 4, 5),
-    Blocks(32, 256, 4, 3),
-    Blocks(64, 64, 4, 6),
-    Blocks(64, 128, 4, 4),
-)
+_MATRIX = (Blocks(16, 128, 2, 6), Blocks(32, 128, 4, 5), Blocks(64, 64, 4, 6), Blocks(64, 128, 4, 4))
+"""From a wider search on an H200: for every shape one of them is within 2 % of the fastest."""
 _COLD = 200 << 20
 """Bytes of weights that are read in turn, so that none is still in the GPU's cache."""
 _LAUNCH = 2e-6

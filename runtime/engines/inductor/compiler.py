@@ -17,6 +17,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from cleave.errors import reason
+from cleave.runtime.engines.inductor.operators import rms_norm
 from cleave.runtime.engines.inductor.program import Program
 
 _log = logging.getLogger("cleave")
@@ -69,8 +70,7 @@ class Compiler:
             return found
         mode = FakeTensorMode(shape_env=ShapeEnv())
         examples = self._stand_ins(program, rows, inputs, weights, mode)
-        # Functions of this package that stand in the graph as one node are taken apart into torch's own.
-        module = fx.Transformer(program.module).transform()
+        module = _TakeApart(program.module).transform()
         with mode:
             _Annotate(module).run(*examples)
         with tracing(TracingContext(mode)):
@@ -107,6 +107,15 @@ class Compiler:
                 torch.empty(size, dtype=shape.dtype, device=self._device)
                 for size, shape in zip(sizes, (*inputs, *weights), strict=True)
             ]
+
+
+class _TakeApart(fx.Transformer):
+    """Puts torch's own functions in the place of `rms_norm`; Inductor's cache refuses graphs with others."""
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if target is rms_norm:
+            return rms_norm(*args, **kwargs)
+        return super().call_function(target, args, kwargs)
 
 
 class _Annotate(fx.Interpreter):

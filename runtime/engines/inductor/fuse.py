@@ -28,7 +28,7 @@ def fuse_small_linears(
     """The same program, for so many rows, with `small_linear` wherever `choose` gives blocks.
 
     `shapes` are those of the weights, by their placeholders. A residual that is added to what a layer
-    gives, the SwiGLU of its two halves, and with one row an RMS norm that it alone reads, become part of it.
+    gives becomes part of it; with one row also the SwiGLU of its two halves, and a norm that it alone reads.
     """
     module = copy.deepcopy(program.module)
     graph = module.graph
@@ -52,7 +52,7 @@ def _fuse(
     if not isinstance(x, fx.Node) or not isinstance(weight, fx.Node) or weight.name not in shapes:
         return
     norm: Any = x if rows == 1 and x.target is rms_norm and len(x.users) == 1 else None
-    product = _swiglu(node)
+    product = _swiglu(node) if rows == 1 else None
     added = None if product is not None else _residual(node)
     height, width = shapes[weight.name]
     blocks = choose(Linear(rows, height, width, norm is not None, added is not None, product is not None))

@@ -38,8 +38,9 @@ def small_linear(
 ) -> Tensor:
     """A linear layer without bias over at most 32 rows, with what is fused to it.
 
-    x [rows, width]; weight [height, width]; norm [width] of an RMS norm of x, for one row only; residual
-    and the result are [rows, height], with `swiglu` [rows, height / 2]. All of one 16-bit dtype.
+    x [rows, width]; weight [height, width]; norm [width] of an RMS norm of x; residual and the result are
+    [rows, height], with `swiglu` [rows, height / 2]. All of one 16-bit dtype. Norm and SwiGLU are for
+    one row only.
     """
     from cleave.runtime.engines.inductor.small_kernel import matrix_kernel, vector_kernel
 
@@ -50,7 +51,6 @@ def small_linear(
     early = _starts_early(x.device)
     common = {
         "RESIDUAL": residual is not None,
-        "SWIGLU": swiglu,
         "EVEN": width % chosen.k == 0,
         "EARLY": early,
         "BLOCK_N": chosen.n,
@@ -62,7 +62,17 @@ def small_linear(
     if rows == 1:
         factors = x if norm is None else norm
         vector_kernel[grid](
-            x, weight, out, factors, added, height, width, epsilon, NORM=norm is not None, **common
+            x,
+            weight,
+            out,
+            factors,
+            added,
+            height,
+            width,
+            epsilon,
+            NORM=norm is not None,
+            SWIGLU=swiglu,
+            **common,
         )
     else:
         matrix_kernel[grid](

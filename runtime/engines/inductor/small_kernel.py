@@ -111,11 +111,12 @@ def fetch(weight, first, height, width, ROWS: tl.constexpr, COLUMNS: tl.constexp
 @triton.jit
 def matrix_kernel(
     x, weight, out, residual, rows, height, width,
-    RESIDUAL: tl.constexpr, SWIGLU: tl.constexpr, EVEN: tl.constexpr, EARLY: tl.constexpr,
+    RESIDUAL: tl.constexpr, EVEN: tl.constexpr, EARLY: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, FETCH: tl.constexpr,
 ):  # fmt: skip
-    """As `vector_kernel` for x [rows, width] of at most BLOCK_M rows, by the matrix units; without a norm.
+    """As `vector_kernel` for x [rows, width] of at most BLOCK_M rows, by the matrix units.
 
+    It has no norm and no SwiGLU: with several rows they cost more here than in launches of their own.
     FETCH columns of the weight are on their way to the cache before the last kernel has ended.
     """
     dtype = x.dtype.element_ty
@@ -125,29 +126,19 @@ def matrix_kernel(
     is_row, is_column = m < rows, n < height
     x_at = x + m[None, :] * width + k[:, None]
     weight_at = weight + n[:, None].to(tl.int64) * width + k[None, :]
-    up_at = weight_at + height.to(tl.int64) * width
     if EARLY:
         fetch(weight, tl.program_id(0) * BLOCK_N, height, width, BLOCK_N, FETCH)
-        if SWIGLU:
-            fetch(weight, height + tl.program_id(0) * BLOCK_N, 2 * height, width, BLOCK_N, FETCH)
         gdc_wait()
         gdc_launch_dependents()
 
     sums = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    up_sums = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     for start in range(0, width, BLOCK_K):
         inside = EVEN | (start + k < width)
         tile = tl.load(weight_at + start, mask=is_column[:, None] & inside[None, :], other=0.0)
         part = tl.load(x_at + start, mask=is_row[None, :] & inside[:, None], other=0.0)
         sums = tl.dot(tile, part, sums)
-        if SWIGLU:
-            up_tile = tl.load(up_at + start, mask=is_column[:, None] & inside[None, :], other=0.0)
-            up_sums = tl.dot(up_tile, part, up_sums)
 
     result = sums.to(dtype)
-    if SWIGLU:
-        gate = result.to(tl.float32)
-        result = (gate * tl.sigmoid(gate)).to(dtype) * up_sums.to(dtype)
     out_at = m[None, :] * height + n[:, None]
     mask = is_row[None, :] & is_column[:, None]
     if RESIDUAL:

@@ -20,6 +20,7 @@ import torch
 from cleave.errors import EngineError
 from cleave.export.artifact import Artifact
 from cleave.export.pieces import Piece, cut
+from cleave.kvcache.budget import mib
 from cleave.runtime.engines.engine import Attention, EngineOptions, Observer
 from cleave.runtime.engines.inductor.graphs import DecodeGraphs
 from cleave.runtime.engines.inductor.inputs import StepInputs, check_rows
@@ -77,10 +78,16 @@ class TensorRtRtxEngine:
         if manifest.embedding_scale != 1:
             self._scale = self._embedding.new_tensor(manifest.embedding_scale)
         scratch = max(256, *(plan.scratch_bytes for plan in self._plans.values()))
-        self._scratch = torch.empty(scratch, dtype=torch.uint8, device=self._device)
-        self._buffers = Buffers(
-            pieces, self._profiles, self._embedding.dtype, manifest.vocab_size, self._device
-        )
+        try:
+            self._scratch = torch.empty(scratch, dtype=torch.uint8, device=self._device)
+            self._buffers = Buffers(
+                pieces, self._profiles, self._embedding.dtype, manifest.vocab_size, self._device
+            )
+        except torch.OutOfMemoryError:
+            raise EngineError(
+                f"{self.device} has no room for a step of {self._profiles.max_tokens} tokens beside "
+                f"{mib(self._weights.nbytes)} of weights; lower max_tokens_per_step"
+            ) from None
         # The addresses of a layer never change: buffers are made once, and weights lie where they lie.
         self._addresses = [
             self._buffers.addresses(index)
@@ -176,9 +183,11 @@ class TensorRtRtxEngine:
             return
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            yield
-        current.wait_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            current.wait_stream(self._stream)
 
     def _captured(self, number: int, key: Hashable, step: Callable[[], Tensor]) -> Tensor:
         """The step of a bucket as a graph; piece by piece where TensorRT says that it cannot be captured."""

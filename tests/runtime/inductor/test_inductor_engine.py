@@ -16,6 +16,7 @@ from cleave.errors import EngineError
 from cleave.export.artifact import Artifact
 from cleave.kvcache.server import AttentionServer
 from cleave.kvcache.step import Chunk
+from cleave.runtime.compare.trace import to_numpy
 from cleave.runtime.engines.engine import Engine, EngineOptions, create_engine
 from cleave.runtime.engines.inductor.engine import InductorEngine
 
@@ -141,7 +142,7 @@ class _Residuals:
         self.seen: list[tuple[int, np.ndarray]] = []
 
     def residual(self, layer: int, residual: Any) -> None:
-        self.seen.append((layer, np.array(residual, copy=True)))
+        self.seen.append((layer, to_numpy(residual).copy()))
 
 
 def test_an_observer_sees_the_residuals_that_onnx_runtime_shows(

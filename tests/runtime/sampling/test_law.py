@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from sampling_truth import chi_square_p, edited, probabilities, warped
 
+from cleave.runtime.sampling.history import BadWords, TokenCounts
 from cleave.runtime.sampling.sampler import Sampler
 from cleave.runtime.sampling.state import SamplingState
 from cleave.runtime.sampling_params import SamplingDefaults, SamplingParams
@@ -19,6 +20,7 @@ PROMPT = [3, 5, 5, 8, 600]
 OUTPUT = [5, 9, 9, 9, 699, 11]
 STOPS = [2, 650]
 BAD_WORDS = [[4], [699, 11, 12], [8, 13]]
+GRAMMAR = StructuredOutput(regex="x")
 SEEDS, PLACES = 500, 200
 
 
@@ -87,7 +89,7 @@ EDITS: dict[str, dict[str, Any]] = {
     "allowed": {"allowed_token_ids": [1, 2, 5, 9, 100, 101, 102, 650, 699]},
     "min_tokens": {"min_tokens": 1000, "logit_bias": {650: 9.0, 300: 5.0}},
     "bad_words": {"bad_words": "x", "logit_bias": {4: 9.0, 12: 9.0, 13: 5.0}},
-    "structured": {"structured": StructuredOutput(regex="x"), "logit_bias": {6: 9.0, 7: 4.0}},
+    "structured": {"structured": GRAMMAR, "logit_bias": {6: 9.0, 7: 4.0}},
     "everything": {
         "repetition_penalty": 0.8,
         "presence_penalty": 0.5,
@@ -96,7 +98,7 @@ EDITS: dict[str, dict[str, Any]] = {
         "allowed_token_ids": list(range(1, VOCAB, 2)),
         "min_tokens": 1000,
         "bad_words": "x",
-        "structured": StructuredOutput(regex="x"),
+        "structured": GRAMMAR,
         "top_k": 50,
         "top_p": 0.97,
         "min_p": 0.01,
@@ -105,8 +107,8 @@ EDITS: dict[str, dict[str, Any]] = {
 CASES = list(FILTERS.items()) + [(name, {"temperature": 1.1} | case) for name, case in EDITS.items()]
 
 
-@pytest.mark.parametrize(("name", "case"), CASES, ids=[name for name, _ in CASES])
-def test_draws_follow_the_exact_distribution(name: str, case: dict[str, Any]) -> None:
+def law(case: dict[str, Any]) -> float:
+    """The probability of draws that fit the exact distribution no better than these."""
     params = SamplingParams(**case)
     options: dict[str, Any] = {"stop_token_ids": STOPS}
     exact: dict[str, Any] = {"stops": STOPS}
@@ -117,8 +119,12 @@ def test_draws_follow_the_exact_distribution(name: str, case: dict[str, Any]) ->
     expected = probabilities(warped(edited(logits(), params, PROMPT, OUTPUT, **exact), params))
     counts = draws(case, **options)
     assert counts.sum() == SEEDS * PLACES
-    assert not counts[expected == 0].any()
-    assert chi_square_p(counts, expected * SEEDS * PLACES) > 1e-3
+    return 0.0 if counts[expected == 0].any() else chi_square_p(counts, expected * SEEDS * PLACES)
+
+
+@pytest.mark.parametrize(("name", "case"), CASES, ids=[name for name, _ in CASES])
+def test_draws_follow_the_exact_distribution(name: str, case: dict[str, Any]) -> None:
+    assert law(case) > 1e-3
 
 
 def test_the_chi_square_notices_a_temperature_that_is_five_percent_off() -> None:
@@ -126,3 +132,111 @@ def test_the_chi_square_notices_a_temperature_that_is_five_percent_off() -> None
     expected = probabilities(warped(scores, SamplingParams(temperature=1.05)))
     counts = draws({"temperature": 1.0})
     assert chi_square_p(counts, expected * SEEDS * PLACES) < 1e-3
+
+
+# The law notices what goes wrong: each of these planted faults breaks it.
+
+Patch = pytest.MonkeyPatch
+
+
+def the_bias_comes_after_the_penalties(patch: Patch) -> None:
+    edit = SamplingState.edit
+
+    def late(self: SamplingState, row: Any) -> None:
+        tokens, self._biased = self._biased, np.empty(0, np.int64)
+        edit(self, row)
+        self._biased = tokens
+        row[tokens] += self._biases
+
+    patch.setattr(SamplingState, "edit", late)
+
+
+def the_penalties_come_twice(patch: Patch) -> None:
+    edit = SamplingState.edit
+
+    def twice(self: SamplingState, row: Any) -> None:
+        edit(self, row)
+        hidden = np.isinf(row)
+        edit(self, row)
+        row[hidden] = -np.inf
+
+    patch.setattr(SamplingState, "edit", twice)
+
+
+def a_token_of_the_prompt_counts_as_generated(patch: Patch) -> None:
+    begin = TokenCounts.__init__
+
+    def counted(self: TokenCounts, prompt: Any) -> None:
+        begin(self, prompt)
+        self.counts[: self.size] = 1
+
+    patch.setattr(TokenCounts, "__init__", counted)
+
+
+def only_the_last_token_counts(patch: Patch) -> None:
+    patch.setattr(TokenCounts, "add", lambda self, token: TokenCounts.__init__(self, [token]))
+
+
+def a_bad_word_is_matched_by_its_last_token_alone(patch: Patch) -> None:
+    patch.setattr(BadWords, "banned", lambda self: np.array([4, 12, 13]))
+
+
+def stop_tokens_come_before_min_tokens(patch: Patch) -> None:
+    edit = SamplingState.edit
+
+    def early(self: SamplingState, row: Any) -> None:
+        self._stops = np.empty(0, np.int64)
+        edit(self, row)
+
+    patch.setattr(SamplingState, "edit", early)
+
+
+def min_p_is_forgotten(patch: Patch) -> None:
+    settings = Sampler._settings
+
+    def forget(self: Sampler, states: Any) -> Any:
+        numbers, keys = settings(self, states)
+        return np.ascontiguousarray(numbers * [1, 1, 1, 0]), keys
+
+    patch.setattr(Sampler, "_settings", forget)
+
+
+def the_draw_forgets_its_place(patch: Patch) -> None:
+    settings = Sampler._settings
+
+    def forget(self: Sampler, states: Any) -> Any:
+        numbers, keys = settings(self, states)
+        keys[:, 2] = 0
+        return numbers, keys
+
+    patch.setattr(Sampler, "_settings", forget)
+
+
+TELLING: dict[str, Any] = {
+    "temperature": 1.1,
+    "min_p": 0.01,
+    "repetition_penalty": 1.7,
+    "presence_penalty": 0.5,
+    "frequency_penalty": 1.0,
+    "logit_bias": {5: 6.0, 8: 7.0, 9: 9.0, 600: 7.0, 12: 8.0, 13: 5.0, 650: 5.0},
+    "min_tokens": 1000,
+    "bad_words": "x",
+}
+"""Tokens of prompt, answer, bad words and the end are likely enough to tell."""
+FAULTS = [
+    the_bias_comes_after_the_penalties,
+    the_penalties_come_twice,
+    a_token_of_the_prompt_counts_as_generated,
+    only_the_last_token_counts,
+    a_bad_word_is_matched_by_its_last_token_alone,
+    stop_tokens_come_before_min_tokens,
+    min_p_is_forgotten,
+    the_draw_forgets_its_place,
+]
+
+
+@pytest.mark.parametrize("plant", FAULTS, ids=lambda plant: plant.__name__)
+def test_a_planted_fault_breaks_the_law(plant: Any, monkeypatch: Patch) -> None:
+    assert law(TELLING) > 1e-3
+    plant(monkeypatch)
+    assert law(TELLING) < 1e-3

@@ -17,6 +17,8 @@ from cleave.errors import ArtifactError, RequestError
 from cleave.export.exporter import ExportRequest, export
 from cleave.runtime.sampling.state import SamplingState
 from cleave.runtime.sampling_params import SamplingDefaults
+from cleave.runtime.sequence import Sequence
+from cleave.runtime.structured.params import StructuredOutput
 
 NAN, INF = math.nan, math.inf
 NUMBERS = ("1", True, NAN, INF, -INF, [1.0], 1j)
@@ -42,6 +44,7 @@ BAD: dict[str, tuple[Any, ...]] = {
     "n": (*COUNTS, None, 0, 1025),
     "logit_bias": ([1], "x", {1: "a"}, {1: NAN}, {1: 101}, {-1: 1.0}, {"a": 1.0}, {1.5: 1.0}, {1: True}),
     "allowed_token_ids": ([], "ab", 3, [1.5], [-1]),
+    "structured": ("[a-z]", {"regex": "x"}, True),
     "bad_words": (5, [""], "x" * 257, ["x"] * 1025, [b"a"]),
 }
 CASES = [(name, value) for name, values in BAD.items() for value in values]
@@ -197,3 +200,35 @@ def test_a_bad_word_never_comes(demo_artifact: Path) -> None:
 def test_without_a_seed_every_request_has_its_own() -> None:
     params = SamplingParams(temperature=1.0).resolved(SamplingDefaults())
     assert len({SamplingState(params, [1], 10).key for _ in range(20)}) == 20
+
+
+def test_a_structured_answer_ends_when_it_is_complete(artifact: Callable[[str], Path]) -> None:
+    choice = StructuredOutput(choice=["yes", "no", "maybe"])
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    whole = StructuredOutput(json_schema=schema | {"additionalProperties": False})
+    sampled: dict[str, Any] = {"temperature": 1.0, "max_tokens": 300}
+    with LLM(artifact("gqa")) as llm:
+        hot = SamplingParams(structured=choice, temperature=1e3, min_tokens=9)
+        answers = llm.generate([[5]] * 40, hot)
+        assert {answer.text for answer in answers} == {"yes", "no", "maybe"}
+        assert {answer.finish_reason for answer in answers} == {"stop"}
+        for answer in llm.generate([[6]] * 8, SamplingParams(structured=whole, **sampled)):
+            assert answer.finish_reason in ("stop", "length")
+            if answer.finish_reason == "stop":
+                assert list(json.loads(answer.text)) == ["a"]
+
+
+def test_a_grammar_that_fails_on_a_token_ends_its_request_alone() -> None:
+    class Broken:
+        is_complete = False
+
+        def mask(self) -> Any:
+            return np.full(1, 0xFFFFFFFF, np.uint32)
+
+        def accept(self, token: int) -> None:
+            raise RequestError(f"token {token} is too much")
+
+    params = SamplingParams(temperature=1.0).resolved(SamplingDefaults())
+    sequence = Sequence(0, (1,), 5, frozenset(), sampling=SamplingState(params, [1], 10, constraint=Broken()))
+    sequence.append(4)
+    assert (sequence.finish_reason, sequence.error) == ("error", "token 4 is too much")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cleave import LLM, Completion, SamplingParams
+from cleave.runtime.structured.params import StructuredOutput
 
 Prompts = list[list[int]]
 
@@ -21,6 +22,7 @@ KINDS: list[dict[str, Any]] = [
     {"temperature": 2.0, "top_k": 100, "top_p": 0.95, "presence_penalty": 1.0, "min_tokens": 8},
     {"temperature": 0.9, "bad_words": ["ab", "q"], "logit_bias": {5: 3.0}, "prompt_logprobs": 2},
     {},
+    {"temperature": 1.0, "structured": StructuredOutput(regex="[a-z]{4,60}"), "logprobs": 0},
 ]
 
 
@@ -45,7 +47,7 @@ def folder(artifact: Callable[[str], Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(folder: Path) -> Iterator[list[tuple[Any, ...]]]:
-    prompts, params = requests(14)
+    prompts, params = requests(16)
     with LLM(folder, prefix_cache=False) as llm:
         yield [bits(llm.generate([p], [q])[0]) for p, q in zip(prompts, params, strict=True)]
 
@@ -56,15 +58,15 @@ def alone(folder: Path) -> Iterator[list[tuple[Any, ...]]]:
         {},
         {"max_tokens_per_step": 7},
         {"max_tokens_per_step": 33, "max_sequences": 3},
-        {"kv_cache_bytes": 12 * 12288, "max_sequences": 14},
+        {"kv_cache_bytes": 12 * 12288, "max_sequences": 16},
     ],
     ids=["one batch", "small chunks", "few at once", "preempted"],
 )
 def test_a_request_is_the_same_alone_and_in_any_batch(
     folder: Path, alone: list[tuple[Any, ...]], options: dict[str, Any]
 ) -> None:
-    prompts, params = requests(14)
-    order = np.random.default_rng(len(options)).permutation(14)
+    prompts, params = requests(16)
+    order = np.random.default_rng(len(options)).permutation(16)
     with LLM(folder, **options) as llm:
         answers = llm.generate([prompts[index] for index in order], [params[index] for index in order])
     for index, answer in zip(order, answers, strict=True):

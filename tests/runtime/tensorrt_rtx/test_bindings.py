@@ -21,7 +21,7 @@ from cleave.runtime.engines.tensorrt_rtx import build, execution, library
 pytest.importorskip("tensorrt_rtx_libs", reason="TensorRT for RTX has no wheel for this machine")
 trt = library.load()
 CLASSES = ("Runtime", "ICudaEngine", "IExecutionContext", "IRuntimeConfig")
-OWN = {"dimensions", "array_type", "state", "logger", "model", "profiles", "session", "allocation"}
+OWN = {"dimensions", "array_type", "state", "logger", "model", "profiles", "compute", "allocation"}
 """Members of the fake that the engine knows nothing of."""
 
 

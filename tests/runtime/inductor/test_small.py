@@ -1,0 +1,110 @@
+"""The kernels for few rows: on a GPU where there is one, else in Triton's interpreter."""
+
+from __future__ import annotations
+
+from dataclasses import astuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from cleave.runtime.engines.inductor.choose import Linear
+from cleave.runtime.engines.inductor.fuse import fuse_small_linears
+from cleave.runtime.engines.inductor.operators import rms_norm
+from cleave.runtime.engines.inductor.program import Program
+from cleave.runtime.engines.inductor.small import SMALL_LINEAR, SMALL_NORM, Blocks, small_linear, small_norm
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = (torch.float16, torch.bfloat16) if DEVICE == "cuda" else (torch.float16,)
+"""Triton's interpreter takes bfloat16 for whole numbers."""
+EPSILON = 1e-5
+
+
+def random(*shape: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+
+
+def assert_close(got: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> None:
+    """`wanted` is float64; what a few roundings to `dtype` may cost."""
+    assert got.dtype == dtype
+    error = (got.double() - wanted).norm() / wanted.norm()
+    assert error < (2e-3 if dtype == torch.float16 else 1.5e-2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 2, 5, 16, 23, 32])
+@pytest.mark.parametrize("width", [256, 200], ids=["even", "ragged"])
+@pytest.mark.parametrize("fused", ["plain", "norm", "residual", "swiglu", "norm swiglu"])
+def test_a_linear_layer_of_few_rows(dtype: torch.dtype, rows: int, width: int, fused: str) -> None:
+    if rows > 1 and fused not in ("plain", "residual"):
+        pytest.skip("norm and SwiGLU are fused for one row only")
+    x = random(rows, width, dtype=dtype, seed=0)
+    weight = random(96, width, dtype=dtype, seed=1) / 8
+    factors = random(width, dtype=dtype, seed=2) if "norm" in fused else None
+    residual = random(rows, 96, dtype=dtype, seed=3) if fused == "residual" else None
+    blocks = Blocks(16, 64, 4, 3)
+    got = small_linear(x, weight, factors, residual, EPSILON, "swiglu" in fused, list(astuple(blocks)))
+    read = x if factors is None else rms_norm(x, factors, EPSILON)
+    wanted = read.double() @ weight.double().T
+    if "swiglu" in fused:
+        wanted = F.silu(wanted[:, :48]) * wanted[:, 48:]
+    if residual is not None:
+        wanted = wanted + residual.double()
+    assert_close(got, wanted, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_norm_of_few_rows_is_that_of_transformers(dtype: torch.dtype) -> None:
+    x, factors = random(7, 200, dtype=dtype, seed=0), random(200, dtype=dtype, seed=1)
+    torch.testing.assert_close(small_norm(x, factors, EPSILON), rms_norm(x, factors, EPSILON))
+
+
+def llama_mlp() -> Program:
+    """x, residual -> x + down(silu(gate) * up) of the norm of x, gate and up joined."""
+
+    def mlp(x, norm, both, down):  # type: ignore[no-untyped-def]
+        gate, up = torch.functional.split(F.linear(norm_of(x, norm), both, None), [64, 64], -1)
+        return (x + F.linear(gate * torch.sigmoid(gate) * up, down, None),)
+
+    def norm_of(x, norm):  # type: ignore[no-untyped-def]
+        return x.tracer.create_proxy("call_function", rms_norm, (x, norm, EPSILON), {})
+
+    return Program(fx.symbolic_trace(mlp), ("x",), (("norm",), ("both",), ("down",)), ("y",))
+
+
+SHAPES = {"norm": (32,), "both": (128, 32), "down": (32, 64)}
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_layer_is_fused_with_what_stands_around_it(rows: int) -> None:
+    program = llama_mlp()
+    asked: list[Linear] = []
+
+    def choose(layer: Linear) -> Blocks:
+        asked.append(layer)
+        return Blocks(16, 32, 4, 2)
+
+    fused = fuse_small_linears(program, rows, SHAPES, choose)
+    targets = [node.target for node in fused.module.graph.nodes if node.op == "call_function"]
+    assert [target for target in targets if target in (SMALL_NORM, SMALL_LINEAR)] == (
+        [SMALL_LINEAR] * 2 if rows == 1 else [SMALL_NORM, SMALL_LINEAR, SMALL_LINEAR]
+    )
+    assert (rms_norm in targets, F.linear in targets) == (False, False)
+    assert (torch.sigmoid in targets) == (rows > 1)
+    assert asked == [
+        Linear(rows, 128, 32, norm=rows == 1, residual=False, swiglu=rows == 1),
+        Linear(rows, 32, 64, norm=False, residual=True, swiglu=False),
+    ]
+    given = [random(rows, 32, dtype=torch.float16, seed=0)]
+    given += [random(*shape, dtype=torch.float16, seed=1) / 4 for shape in SHAPES.values()]
+    (got,), (wanted,) = fused.module(*given), program.module(*given)
+    assert_close(got, wanted.double(), torch.float16)
+
+
+def test_where_the_library_is_faster_it_stays() -> None:
+    program = llama_mlp()
+    kept = fuse_small_linears(program, 4, SHAPES, lambda layer: None)
+    targets = [node.target for node in kept.module.graph.nodes if node.op == "call_function"]
+    assert targets.count(F.linear) == 2
+    assert SMALL_LINEAR not in targets
