@@ -30,6 +30,8 @@ class CudaMemory:
         import torch
 
         tensor = torch.as_tensor(_Array(address, shape, _TYPES[dtype]), device="cuda")
+        if tensor.data_ptr() != address:
+            raise RuntimeError("the engine is on another GPU than the current one of torch")
         return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
 
     def on_stream(self, handle: int) -> contextlib.AbstractContextManager[Any]:

@@ -147,6 +147,13 @@ _KINDS = {
         "rtx",
         builder="cleave.runtime.engines.tensorrt_rtx.builder:TensorRtRtxBuilder",
     ),
+    "tensorrt": _Kind(
+        "cleave.runtime.engines.tensorrt.engine",
+        "TensorRtEngine",
+        "tensorrt",
+        "tensorrt",
+        builder="cleave.runtime.engines.tensorrt.builder:TensorRtBuilder",
+    ),
 }
 
 

@@ -7,7 +7,7 @@ import torch
 from cleave.errors import EngineError
 
 
-def check_device(name: str | None) -> torch.device:
+def check_device(name: str | None, kind: str = "tensorrt_rtx") -> torch.device:
     """The GPU called `name`, such as "cuda:1"; None is the first one.
 
     Raises EngineError where there is none: plans can be built without a GPU, but not run.
@@ -17,11 +17,12 @@ def check_device(name: str | None) -> torch.device:
     except RuntimeError:
         raise EngineError(f"there is no device {name!r}; give cuda or cuda:1") from None
     if device.type != "cuda":
-        raise EngineError(f"the engine tensorrt_rtx runs on NVIDIA RTX cards, and not on {name!r}")
+        raise EngineError(f"the engine {kind} runs on NVIDIA GPUs, and not on {name!r}")
     if not torch.cuda.is_available():
+        others = " or build for another machine with --compute_capability 8.9"
         raise EngineError(
-            f"torch {torch.__version__} sees no NVIDIA GPU, which the engine tensorrt_rtx runs on; "
-            "take engine onnxruntime here, or build for another machine with --compute_capability 8.9"
+            f"torch {torch.__version__} sees no NVIDIA GPU, which the engine {kind} runs on; "
+            f"take engine onnxruntime here{',' + others if kind == 'tensorrt_rtx' else ''}"
         )
     index = torch.cuda.current_device() if device.index is None else device.index
     if index >= torch.cuda.device_count():

@@ -13,8 +13,6 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from cleave.errors import EngineError
@@ -23,7 +21,6 @@ from cleave.export.pieces import Piece, cut
 from cleave.kvcache.budget import mib
 from cleave.runtime.engines.engine import Attention, EngineOptions, Observer
 from cleave.runtime.engines.inductor.graphs import DecodeGraphs
-from cleave.runtime.engines.inductor.inputs import StepInputs, check_rows
 from cleave.runtime.engines.inductor.weights import DeviceWeights
 from cleave.runtime.engines.tensorrt_rtx import architecture, library
 from cleave.runtime.engines.tensorrt_rtx.buffers import Buffers
@@ -32,13 +29,13 @@ from cleave.runtime.engines.tensorrt_rtx.builder import TensorRtRtxBuilder
 from cleave.runtime.engines.tensorrt_rtx.device import check_device, compute_capability
 from cleave.runtime.engines.tensorrt_rtx.execution import Plan
 from cleave.runtime.engines.tensorrt_rtx.plan import EngineDescription
+from cleave.runtime.engines.tensorrt_rtx.steps import ProfiledSteps
 
 _log = logging.getLogger("cleave")
 Tensor = torch.Tensor
-_Array = npt.NDArray[Any]
 
 
-class TensorRtRtxEngine:
+class TensorRtRtxEngine(ProfiledSteps):
     """See `cleave.runtime.engines.engine.DeviceEngine`.
 
     A step whose attention server offers a `graph_key` is padded to a decode bucket and replayed as one
@@ -53,11 +50,11 @@ class TensorRtRtxEngine:
         Raises EngineError for a GPU, driver or plan that does not fit, MissingPackage.
         """
         manifest = artifact.manifest
-        self._device = check_device(options.device)
+        device = check_device(options.device)
         self._trt = library.load()
-        capability = compute_capability(self._device)
+        capability = compute_capability(device)
         architecture.check(capability, self._trt)
-        self.device, self.dtype = str(self._device), manifest.dtype
+        self.device, self.dtype = str(device), manifest.dtype
         self.notes: tuple[str, ...] = ()
         pieces = cut(artifact.batchful_graph())
         self._last = len(pieces) - 1
@@ -65,13 +62,13 @@ class TensorRtRtxEngine:
         self._runtime = self._trt.Runtime(self._logger)
         with self._plans_of(artifact, options) as folder:
             described = EngineDescription.read(folder)
-            _check_fits(described, options, capability)
+            described.check_fits(options, capability)
             _check_model(described, distinct(pieces))
             self._plans = {
                 piece.name: Plan(self._trt, self._logger, self._runtime, folder / piece.file, piece)
                 for piece in described.pieces
             }
-        self._profiles = described.profiles
+        super().__init__(described.profiles, manifest.vocab_size, device)
         self._weights = DeviceWeights(artifact, getattr(torch, self.dtype), self._device)
         self._embedding = self._weights.get((manifest.embedding,))
         self._scale = None
@@ -94,53 +91,8 @@ class TensorRtRtxEngine:
             | {name: self._weights.get((tensor,)).data_ptr() for name, tensor in piece.weights.items()}
             for index, piece in enumerate(pieces)
         ]
-        self._inputs = StepInputs(described.profiles.max_tokens, self._device)
         self._capturable: dict[int, bool] = {}
         self._graphs = DecodeGraphs(self._profiles.buckets, self._device)
-        self._stream = _new_stream(self._device)
-        self._host_logits = torch.empty(0, manifest.vocab_size)
-
-    @property
-    def batch_sizes(self) -> tuple[int, ...]:
-        """See `DeviceEngine`."""
-        return self._profiles.buckets
-
-    def run(self, token_ids: _Array, logit_rows: _Array, attention: Attention) -> _Array:
-        """See `Engine.run`."""
-        logits = self.run_on_device(token_ids, logit_rows, attention)
-        if len(logits) > len(self._host_logits):
-            self._host_logits = torch.empty(logits.shape, pin_memory=self._stream is not None)
-        self._host_logits[: len(logits)].copy_(logits)
-        result: _Array = self._host_logits[: len(logits)].numpy()
-        return result
-
-    def run_on_device(self, token_ids: _Array | Tensor, logit_rows: _Array, attention: Attention) -> Tensor:
-        """See `DeviceEngine.run_on_device`. Raises EngineError for a step that fits no profile."""
-        tokens = len(token_ids)
-        self._profiles.check(tokens)
-        check_rows(logit_rows, tokens)
-        key: Hashable | None = getattr(attention, "graph_key", None)
-        number = self._profiles.bucket(tokens) if key is not None else None
-        with self._own_stream():
-            if number is None or key is None:
-                given = self._inputs.send(token_ids, logit_rows, tokens, len(logit_rows))
-                return self._forward(self._profiles.prefill, *given, attention)
-            bucket = self._profiles.buckets[number]
-            given = self._inputs.send(token_ids, logit_rows, bucket, bucket)
-            logits = self._captured(number, key, lambda: self._forward(number, *given, attention))
-            return logits[: len(logit_rows)]
-
-    def free_memory(self) -> int | None:
-        """See `DeviceEngine.free_memory`: runs the largest step over an attention that does nothing."""
-        if self._stream is None:
-            return None
-        tokens = self._profiles.max_tokens
-        self.run_on_device(
-            np.zeros(tokens, np.int64), np.arange(self._profiles.max_sequences), _NoAttention()
-        )
-        torch.cuda.synchronize(self._device)
-        free, _ = torch.cuda.mem_get_info(self._device)
-        return int(free)
 
     def observe(self, observer: Observer | None) -> None:
         """See `Engine.observe`. Raises EngineError: the last plan does not give its residual."""
@@ -171,23 +123,6 @@ class TensorRtRtxEngine:
         with tempfile.TemporaryDirectory(prefix="cleave-engine-") as folder:
             TensorRtRtxBuilder(artifact, options).build(Path(folder), None)
             yield Path(folder)
-
-    @contextlib.contextmanager
-    def _own_stream(self) -> Iterator[None]:
-        """TensorRT and attention run on a stream of the engine's own, in order with the caller's.
-
-        The caller's is often the default stream, which TensorRT would synchronise around.
-        """
-        if self._stream is None:
-            yield
-            return
-        current = torch.cuda.current_stream(self._device)
-        self._stream.wait_stream(current)
-        try:
-            with torch.cuda.stream(self._stream):
-                yield
-        finally:
-            current.wait_stream(self._stream)
 
     def _captured(self, number: int, key: Hashable, step: Callable[[], Tensor]) -> Tensor:
         """The step of a bucket as a graph; piece by piece where TensorRT says that it cannot be captured."""
@@ -236,42 +171,9 @@ class TensorRtRtxEngine:
         scratch = self._scratch.data_ptr(), self._scratch.nbytes
         return plan.context(number, self._profiles, scratch, self._handle)
 
-    @property
-    def _handle(self) -> int:
-        """The stream under way, as TensorRT takes it: the engine's own, or that of a capture."""
-        return 0 if self._stream is None else int(torch.cuda.current_stream(self._device).cuda_stream)
-
-
-def _new_stream(device: torch.device) -> torch.cuda.Stream | None:
-    """A stream of the engine's own; None on the host, which has none."""
-    return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-
-
-class _NoAttention:
-    """Stands in for the attention server where only the memory of a step counts."""
-
-    def run(self, layer: int, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
-        """See `Attention.run`; out is left as it is."""
-
 
 def _check_model(described: EngineDescription, pieces: Mapping[str, Piece]) -> None:
     """Raises EngineError where plans are not of these pieces."""
     found = {piece.name: piece for piece in described.pieces}
     if found.keys() != pieces.keys() or not all(found[name].is_of(pieces[name]) for name in pieces):
         raise EngineError("this engine was built for another model; build it again for this artifact")
-
-
-def _check_fits(described: EngineDescription, options: EngineOptions, capability: str) -> None:
-    """Raises EngineError where plans are for other GPUs or smaller steps."""
-    if capability not in described.compute_capabilities:
-        raise EngineError(
-            f"this engine was built for compute capability {', '.join(described.compute_capabilities)}, and "
-            f"this GPU has {capability}; build it with --compute_capability {capability}"
-        )
-    profiles = described.profiles
-    if options.max_tokens > profiles.max_tokens:
-        raise EngineError(
-            f"this engine was built for steps of up to {profiles.max_tokens} tokens, and "
-            f"{options.max_tokens} are asked for; build it with --max_tokens_per_step "
-            f"{options.max_tokens}, or lower max_tokens_per_step to {profiles.max_tokens}"
-        )

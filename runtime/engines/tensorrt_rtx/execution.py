@@ -14,6 +14,8 @@ from cleave.runtime.engines.tensorrt_rtx.profiles import Profiles
 class Plan:
     """One of the three plans, ready to run. The middle one runs once for each layer between two cuts."""
 
+    library_name = "TensorRT for RTX"
+
     def __init__(self, trt: Any, logger: Any, runtime: Any, path: Path, described: PieceDescription) -> None:
         """Deserialise a plan. Raises EngineError where this GPU, driver or library cannot run it."""
         self._trt, self._logger = trt, logger
@@ -22,7 +24,7 @@ class Plan:
         self._engine = runtime.deserialize_cuda_engine(serialised)
         if self._engine is None:
             raise EngineError(
-                f"TensorRT for RTX {trt.__version__} cannot load {path.name}: "
+                f"{self.library_name} {trt.__version__} cannot load {path.name}: "
                 f"{_why(trt, logger, runtime, serialised)}; build the engine again on this machine"
             )
         self._check(path, described)
@@ -135,6 +137,8 @@ class _Context:
 
 def _why(trt: Any, logger: Any, runtime: Any, serialised: bytes) -> str:
     """Why a plan cannot be loaded: what the library says of its validity, else its last error."""
+    if not hasattr(runtime, "get_engine_validity"):  # TensorRT itself has it in newer versions
+        return reason(Exception(logger.errors[-1])) if logger.errors else "it does not say why"
     validity, diagnostics = runtime.get_engine_validity(serialised)
     known = trt.EngineInvalidityDiagnostics.__members__.items()
     names = [name.lower().replace("_", " ") for name, flag in known if int(diagnostics) & int(flag)]

@@ -12,6 +12,7 @@ import onnx
 
 from cleave.errors import EngineError, reason
 from cleave.export.pieces import Piece
+from cleave.runtime.engines.engine import EngineOptions
 from cleave.runtime.engines.tensorrt_rtx.profiles import Profiles
 
 DESCRIPTION = "engine.json"
@@ -88,6 +89,21 @@ class EngineDescription:
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise EngineError(f"{path} cannot be read ({reason(error)}); build the engine again") from None
+
+    def check_fits(self, options: EngineOptions, capability: str) -> None:
+        """Raises EngineError where plans are for other GPUs or smaller steps."""
+        if capability not in self.compute_capabilities:
+            raise EngineError(
+                f"this engine was built for compute capability {', '.join(self.compute_capabilities)}, and "
+                f"this GPU has {capability}; build it with --compute_capability {capability}"
+            )
+        most = self.profiles.max_tokens
+        if options.max_tokens > most:
+            raise EngineError(
+                f"this engine was built for steps of up to {most} tokens, and {options.max_tokens} are asked "
+                f"for; build it with --max_tokens_per_step {options.max_tokens}, or lower "
+                f"max_tokens_per_step to {most}"
+            )
 
 
 def _tensors(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorDescription, ...]:

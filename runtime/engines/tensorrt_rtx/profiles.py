@@ -52,6 +52,8 @@ class Profiles:
     """Tokens of the largest bucket, and most logit rows of a run of the last piece."""
     max_tokens: int
     """Tokens of the largest step."""
+    prefill_rows: int | None = None
+    """Most logit rows of a prefill step; None: max_sequences, since the last piece can run several times."""
 
     def __post_init__(self) -> None:
         """Raises EngineError for sizes that are not allowed."""
@@ -76,7 +78,7 @@ class Profiles:
         for bucket in self.buckets:
             exact = Range(bucket, bucket, bucket)
             yield Profile(f"decode {bucket}", exact, exact)
-        yield Profile("prefill", _whole(self.max_tokens), _whole(self.max_sequences))
+        yield Profile("prefill", _whole(self.max_tokens), _whole(self.prefill_rows or self.max_sequences))
 
     def bucket(self, tokens: int) -> int | None:
         """Number of the bucket that a decode step of so many tokens is padded to; None where none fits."""

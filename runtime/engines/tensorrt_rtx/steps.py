@@ -1,0 +1,118 @@
+"""Steps of an engine whose plans have profiles: what the kinds of TensorRT share."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cleave.runtime.engines.engine import Attention
+from cleave.runtime.engines.inductor.inputs import StepInputs, check_rows
+from cleave.runtime.engines.tensorrt_rtx.profiles import Profiles
+
+Tensor = torch.Tensor
+_Array = npt.NDArray[Any]
+
+
+class ProfiledSteps(ABC):
+    """The part of a DeviceEngine that pads steps to profiles and brings numbers to the device and back.
+
+    A step whose attention server offers a `graph_key` is padded to a decode bucket and captured; all others
+    run in the prefill profile as they are.
+    """
+
+    def __init__(self, profiles: Profiles, vocab_size: int, device: torch.device) -> None:
+        self._device = device
+        self._profiles = profiles
+        self._inputs = StepInputs(profiles.max_tokens, device)
+        self._stream = _new_stream(device)
+        self._host_logits = torch.empty(0, vocab_size)
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """See `DeviceEngine`."""
+        return self._profiles.buckets
+
+    def run(self, token_ids: _Array, logit_rows: _Array, attention: Attention) -> _Array:
+        """See `Engine.run`."""
+        logits = self.run_on_device(token_ids, logit_rows, attention)
+        if len(logits) > len(self._host_logits):
+            self._host_logits = torch.empty(logits.shape, pin_memory=self._stream is not None)
+        self._host_logits[: len(logits)].copy_(logits)
+        result: _Array = self._host_logits[: len(logits)].numpy()
+        return result
+
+    def run_on_device(self, token_ids: _Array | Tensor, logit_rows: _Array, attention: Attention) -> Tensor:
+        """See `DeviceEngine.run_on_device`. Raises EngineError for a step that fits no profile."""
+        tokens = len(token_ids)
+        self._profiles.check(tokens)
+        check_rows(logit_rows, tokens)
+        key: Hashable | None = getattr(attention, "graph_key", None)
+        number = self._profiles.bucket(tokens) if key is not None else None
+        with self._own_stream():
+            if number is None or key is None:
+                given = self._inputs.send(token_ids, logit_rows, tokens, len(logit_rows))
+                return self._forward(self._profiles.prefill, *given, attention)
+            bucket = self._profiles.buckets[number]
+            given = self._inputs.send(token_ids, logit_rows, bucket, bucket)
+            logits = self._captured(number, key, lambda: self._forward(number, *given, attention))
+            return logits[: len(logit_rows)]
+
+    def free_memory(self) -> int | None:
+        """See `DeviceEngine.free_memory`: runs the largest step over an attention that does nothing."""
+        if self._stream is None:
+            return None
+        tokens = self._profiles.max_tokens
+        self.run_on_device(
+            np.zeros(tokens, np.int64), np.arange(self._profiles.max_sequences), _NoAttention()
+        )
+        torch.cuda.synchronize(self._device)
+        free, _ = torch.cuda.mem_get_info(self._device)
+        return int(free)
+
+    @abstractmethod
+    def _forward(self, number: int, token_ids: Tensor, logit_rows: Tensor, attention: Attention) -> Tensor:
+        """All layers in profile `number`: logits [rows, vocab] float32, in memory that the next call uses."""
+
+    @abstractmethod
+    def _captured(self, number: int, key: Hashable, step: Callable[[], Tensor]) -> Tensor:
+        """The step of a bucket as a graph, where it can be captured."""
+
+    @contextlib.contextmanager
+    def _own_stream(self) -> Iterator[None]:
+        """TensorRT and attention run on a stream of the engine's own, in order with the caller's.
+
+        The caller's is often the default stream, which TensorRT would synchronise around.
+        """
+        if self._stream is None:
+            yield
+            return
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            current.wait_stream(self._stream)
+
+    @property
+    def _handle(self) -> int:
+        """The stream under way, as TensorRT takes it: the engine's own, or that of a capture."""
+        return 0 if self._stream is None else int(torch.cuda.current_stream(self._device).cuda_stream)
+
+
+def _new_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """A stream of the engine's own; None on the host, which has none."""
+    return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+
+class _NoAttention:
+    """Stands in for the attention server where only the memory of a step counts."""
+
+    def run(self, layer: int, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+        """See `Attention.run`; out is left as it is."""
