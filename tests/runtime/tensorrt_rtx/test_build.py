@@ -388,4 +388,4 @@ def test_the_description_is_json_that_people_can_read(opened: Artifact, tmp_path
     data = json.loads((tmp_path / DESCRIPTION).read_text("utf-8"))
     assert data["version"] == trt.__version__
     assert data["compute_capabilities"] == ["8.6"]
-    assert data["profiles"] == {"max_sequences": 1, "max_tokens": 16}
+    assert data["profiles"] == {"max_sequences": 1, "max_tokens": 16, "prefill_rows": None}
