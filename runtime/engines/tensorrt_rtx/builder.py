@@ -28,6 +28,8 @@ class TensorRtRtxBuilder:
     serve every checkpoint of one shape.
     """
 
+    is_optional = False
+
     def __init__(self, artifact: Artifact, options: EngineOptions) -> None:
         """Cut the artifact. Raises EngineError for GPUs that TensorRT for RTX does not build for."""
         trt = load()
