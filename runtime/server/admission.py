@@ -10,17 +10,25 @@ from cleave.runtime.server.errors import Refused
 _RETRY_AFTER = "1"
 
 
-def _nothing() -> None:
-    pass
-
-
 @dataclass(slots=True)
 class Slot:
     """The place of one request."""
 
     answers: int
-    abort: Callable[[], None] = _nothing
-    """Calls it off."""
+    _abort: Callable[[], None] | None = None
+    _is_over: bool = False
+
+    def begin(self, abort: Callable[[], None]) -> None:
+        """The request is in the engine, and `abort` calls it off."""
+        self._abort = abort
+        if self._is_over:
+            abort()
+
+    def abort(self) -> None:
+        """Call the request off, now or when it begins."""
+        self._is_over = True
+        if self._abort is not None:
+            self._abort()
 
 
 class Admission:

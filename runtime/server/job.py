@@ -91,7 +91,7 @@ async def start(
     slow = size > _LONG or params.structured is not None
     streams = await asyncio.to_thread(begin) if slow else begin()
     job = Job(service.llm, request_id, streams, params.n)
-    slot.abort = job.abort
+    slot.begin(job.abort)
     request.state.job = job
     return job
 

@@ -206,7 +206,7 @@ class Live:
             "running": look.running,
             "waiting": [entry[1:] for entry in look.waiting[:_MOST_WAITING]],
             "waiting_count": len(look.waiting),
-            "pages": [stats.pages_used, stats.pages_cached, stats.pages_free],
+            "pages": counts_of(look.holders),
             "page_size": stats.page_size,
             "pages_per_cell": pages_per_cell,
             "cells": cells,
@@ -234,6 +234,12 @@ def copy_of(state: EngineState) -> _Look:
         elif sequence.status == "waiting":
             look.waiting.append((sequence.urgency, sequence.id, generation.request_id, sequence.length))
     return look
+
+
+def counts_of(holders: npt.NDArray[np.int64]) -> list[int]:
+    """Pages that are used, cached and free."""
+    cached, free = int((holders == CACHED).sum()), int((holders == FREE).sum())
+    return [len(holders) - cached - free, cached, free]
 
 
 def cells_of(holders: npt.NDArray[np.int64], codes_of: dict[int, int]) -> tuple[int, list[int]]:

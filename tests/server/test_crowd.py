@@ -123,7 +123,8 @@ def test_memory_stays_flat_for_as_long_as_it_runs(demo_artifact: Path) -> None:
             found, *_ = await asyncio.gather(sample(process), *(keep_asking(url, client) for _ in range(32)))
         return found
 
-    with ServedProcess(demo_artifact) as server:
+    # A cache that is full soon: until then its pages are touched for the first time, and memory grows.
+    with ServedProcess(demo_artifact, "--kv_cache_bytes", 64 * 2**20) as server:
         assert server.url is not None
         resident = asyncio.run(soak(server.url, psutil.Process(server.process.pid)))
         assert_nothing_is_left(server.url)
