@@ -9,7 +9,7 @@ import pytest
 from cleave.runtime.engines.builder import EngineBuilder
 from cleave.runtime.engines.engine import _KINDS
 
-MEMBERS = [name for name in (*EngineBuilder.__annotations__, *vars(EngineBuilder)) if name[0] != "_"]
+MEMBERS = {name for name in (*EngineBuilder.__annotations__, *vars(EngineBuilder)) if name[0] != "_"}
 BUILT = [kind for kind, entry in _KINDS.items() if entry.builder is not None]
 
 
@@ -17,5 +17,6 @@ BUILT = [kind for kind, entry in _KINDS.items() if entry.builder is not None]
 def test_a_builder_has_all_that_the_cache_asks_for(kind: str) -> None:
     module, _, name = str(_KINDS[kind].builder).partition(":")
     builder = getattr(importlib.import_module(module), name)
-    assert {"is_optional", "key", "serves", "build", "table"} == set(MEMBERS)
-    assert not [member for member in MEMBERS if not hasattr(builder, member)]
+    assert {"is_optional", "serves", "build", "table"} < MEMBERS
+    # Keys are made with the builder, for one artifact.
+    assert not [member for member in MEMBERS - {"key"} if not hasattr(builder, member)]
