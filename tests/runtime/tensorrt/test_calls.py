@@ -11,6 +11,7 @@ import os
 from typing import Any
 
 import fake_tensorrt
+import fake_tensorrt_builder
 import pytest
 from fake_tensorrt import Library
 
@@ -51,7 +52,8 @@ def members(kind: Any) -> set[str]:
 @pytest.mark.parametrize("name", REAL)
 def test_every_method_is_one_of_the_real_class(name: str) -> None:
     real = getattr(trt, REAL[name])
-    for member in members(getattr(fake_tensorrt, name)) - OF_THE_FAKE.get(name, set()):
+    module = fake_tensorrt if hasattr(fake_tensorrt, name) else fake_tensorrt_builder
+    for member in members(getattr(module, name)) - OF_THE_FAKE.get(name, set()):
         assert hasattr(real, member), f"{REAL[name]} has no {member}"
 
 
