@@ -22,7 +22,10 @@ from cleave.runtime.engines.tensorrt_rtx.builder import TensorRtRtxBuilder
 from cleave.runtime.engines.tensorrt_rtx.engine import TensorRtRtxEngine
 from cleave.runtime.engines.tensorrt_rtx.profiles import Profiles
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU"),
+]
 
 
 def test_tokens_on_a_gpu_are_those_of_the_onnxruntime_engine(
