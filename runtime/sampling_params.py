@@ -21,6 +21,8 @@ MAX_N = 1024
 MAX_BIAS = 100.0
 _SEED_RANGE = (-(2**63), 2**64 - 1)
 _PENALTY = (-2.0, 2.0)
+_REPETITION = (0.01, 100.0)
+"""Beyond these, logits would no longer be finite float32 numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +147,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "top_k": lambda name, value: checks.whole(name, value, -1, note="; 0 or -1 keeps all tokens"),
     "top_p": lambda name, value: checks.number(name, value, 0.0, 1.0, without_low=True),
     "min_p": lambda name, value: checks.number(name, value, 0.0, 1.0),
-    "repetition_penalty": lambda name, value: checks.number(name, value, 0.0, math.inf, without_low=True),
+    "repetition_penalty": lambda name, value: checks.number(name, value, *_REPETITION),
     "presence_penalty": lambda name, value: checks.number(name, value, *_PENALTY),
     "frequency_penalty": lambda name, value: checks.number(name, value, *_PENALTY),
     "seed": lambda name, value: checks.whole(name, value, *_SEED_RANGE),

@@ -29,7 +29,7 @@ BAD: dict[str, tuple[Any, ...]] = {
     "top_k": (*COUNTS, -2),
     "top_p": (*NUMBERS, 0, 0.0, -0.1, 1.01),
     "min_p": (*NUMBERS, -0.1, 1.5),
-    "repetition_penalty": (*NUMBERS, 0, -1),
+    "repetition_penalty": (*NUMBERS, 0, -1, 1.6e-157, 0.009, 100.1, 1e300),
     "presence_penalty": (*NUMBERS, None, -2.5, 2.01),
     "frequency_penalty": (*NUMBERS, None, -2.5, 2.01),
     "seed": (*COUNTS, 2**64, -(2**63) - 1),
