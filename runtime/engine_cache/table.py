@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from rich.table import Table
 from rich.text import Text
 
 from cleave.runtime.engine_cache.entry import Entry
-from cleave.runtime.engine_cache.key import shown
+from cleave.runtime.engine_cache.key import Value, shown
 
 SHORT = 12
 """Digits of a digest in tables; any number that is enough to tell entries apart is taken."""
@@ -31,7 +31,9 @@ def table(entries: Iterable[Entry], damages: dict[str, str | None] | None = None
             entry.key.digest[:SHORT],
             f"{entry.key.kind} {shown(fields.get('kind_version'))}",
             entry.label,
-            *(shown(fields.get(name)) for name in ("device", "dtype", "profile")),
+            shown(fields.get("device")),
+            shown(fields.get("dtype")),
+            _profile(fields),
             f"{entry.bytes:,}",
             moment(entry.built),
             moment(entry.last_used),
@@ -40,6 +42,13 @@ def table(entries: Iterable[Entry], damages: dict[str, str | None] | None = None
             cells.append(damages[entry.key.digest] or "intact")
         drawn.add_row(*map(Text, cells))  # brackets are brackets, and no markup
     return drawn
+
+
+def _profile(fields: Mapping[str, Value]) -> str:
+    """For which steps an engine is: by name, or the largest ones."""
+    if "max_tokens" in fields:
+        return f"up to {fields['max_tokens']} tokens, {fields.get('max_sequences')} sequences"
+    return shown(fields.get("profile"))
 
 
 def as_json(entries: Iterable[Entry], damages: dict[str, str | None] | None = None) -> str:

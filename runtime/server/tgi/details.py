@@ -49,7 +49,7 @@ def _one(tokenizer: Tokenizer, asked: Wanted, completion: Completion) -> dict[st
     described: dict[str, Any] = {
         "finish_reason": finish_reason(completion.finish_reason, completion.stop_reason, completion.error),
         "generated_tokens": len(completion.token_ids),
-        "seed": None if asked.seed is None else asked.seed + completion.index,
+        "seed": asked.seed,
         "prefill": _prefill(tokenizer, completion) if asked.prefill else [],
         "tokens": [
             lister.listed(token, place, last=index == last)
