@@ -25,8 +25,18 @@ from cleave.runtime.sampling.device.weights import weight
 
 BOUNDS = tl.constexpr(16)
 """Bounds that are taken at once."""
+AT_ONCE = tl.constexpr(2)
+"""Blocks that are compared with bounds at once."""
 UNIT = tl.constexpr(2.0**42)
 """What a weight of 1 is in whole numbers: 2^20 of them fit into 63 bits."""
+
+
+@triton.jit
+def load_from(source, row_peaks, token, vocab, least):
+    """The logits of tokens; minus infinity, and not read, in blocks that have none from `least` on."""
+    inside = token < vocab
+    peak = tl.load(row_peaks + token // BLOCK, mask=inside, other=float("-inf"))
+    return tl.load(source + token, mask=inside & (peak >= least), other=float("-inf"))
 
 
 @triton.jit
@@ -113,10 +123,11 @@ def bounds_kernel(
         else:
             bounds = coarse_bounds(top, row_reals)
         least = tl.min(bounds, 0)
-        sums = tl.zeros([BLOCK, BOUNDS], tl.float32)
-        for index in range(BLOCKS):
-            token = (tl.program_id(1) * BLOCKS + index) * BLOCK + tl.arange(0, BLOCK)
-            value = tl.load(source + token, mask=token < vocab, other=float("-inf"))
+        sums = tl.zeros([AT_ONCE * BLOCK, BOUNDS], tl.float32)
+        for index in tl.static_range(BLOCKS // AT_ONCE):
+            first_block = tl.program_id(1) * BLOCKS + index * AT_ONCE
+            token = first_block * BLOCK + tl.arange(0, AT_ONCE * BLOCK)
+            value = load_from(source, peaks + row * blocks, token, vocab, least)
             part = weight(value, top, scale, least)
             sums += tl.where(value[:, None] >= bounds[None, :], part[:, None], 0.0)
         at = (row * programs + tl.program_id(1)) * BOUNDS + tl.arange(0, BOUNDS)
@@ -166,7 +177,7 @@ def gather_kernel(
         else:
             wanted, first, last, base = fine_part(coarse, fine, row, row_reals, top, programs, PROGRAMS)
         token = tl.program_id(1) * BLOCKS * BLOCK + tl.arange(0, BLOCKS * BLOCK)
-        value = tl.load(source + token, mask=token < vocab, other=float("-inf"))
+        value = load_from(source, peaks + row * blocks, token, vocab, first)
         is_in = (value >= first) & (value < last) & (value > float("-inf"))
         number = is_in.to(tl.int32)
         total = tl.sum(number, 0)

@@ -99,7 +99,7 @@ def weigh_kernel(
         top = top_of(peaks, row, blocks, SIZE)
         low = kept_from(top, row, row_ints, row_reals, cuts)
         first = tl.program_id(1) * BLOCKS
-        mass = block_masses(source, first, vocab, top, scale, low)
+        mass = block_masses(source, peaks + row * blocks, first, blocks, vocab, top, scale, low)
         block = first + tl.arange(0, BLOCKS)
         tl.store(masses + row * blocks + block, mass, mask=block < blocks)
 

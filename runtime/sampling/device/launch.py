@@ -104,12 +104,12 @@ class Launches:
             for is_fine in (False, True):
                 bounds_kernel[all_blocks](
                     *source, b.peaks, b.coarse, b.fine, ints, reals, vocab, blocks, b.programs,
-                    IS_FINE=is_fine, SIZE=size, PROGRAMS=programs, **exact,
+                    IS_FINE=is_fine, SIZE=size, PROGRAMS=programs, num_warps=8, **exact,
                 )  # fmt: skip
         if self.filters:
             gather_kernel[all_blocks](
                 *source, b.peaks, b.coarse, b.fine, b.found, b.listed, ints, reals, vocab, blocks,
-                b.programs, SIZE=size, PROGRAMS=programs, **exact,
+                b.programs, SIZE=size, PROGRAMS=programs, num_warps=8, **exact,
             )  # fmt: skip
             cut_kernel[(rows,)](
                 b.peaks, b.coarse, b.fine, b.found, b.listed, b.cuts, ints, reals, vocab, blocks, b.programs,

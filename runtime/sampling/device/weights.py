@@ -50,19 +50,23 @@ def add_halves(sums, LANES: tl.constexpr):
 
 
 @triton.jit
-def block_masses(source, first, vocab, top, scale, low):
+def block_masses(source, row_peaks, first, blocks, vocab, top, scale, low):
     """[BLOCKS] float32: what the blocks from number `first` on weigh, added in the order of the CPU.
 
     Sixteen lanes in four groups take every 64th logit; then come the groups, then the lanes in halves.
+    Blocks that have nothing from `low` on are not read.
     """
-    block = (first + tl.arange(0, BLOCKS))[:, None] * BLOCK
+    number = first + tl.arange(0, BLOCKS)
+    peak = tl.load(row_peaks + number, mask=number < blocks, other=float("-inf"))
+    is_read = (peak >= low)[:, None]
+    block = number[:, None] * BLOCK
     lane = tl.arange(0, 16)[None, :]
     total = tl.zeros([BLOCKS, 16], tl.float32)
     for group in tl.static_range(4):
         part = tl.zeros([BLOCKS, 16], tl.float32)
         for turn in tl.static_range(4):
             at = block + turn * 64 + group * 16 + lane
-            value = tl.load(source + at, mask=at < vocab, other=float("-inf"))
+            value = tl.load(source + at, mask=(at < vocab) & is_read, other=float("-inf"))
             part += weight(value, top, scale, low)
         total += part
     total = add_halves(total, 16)
