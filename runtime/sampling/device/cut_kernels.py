@@ -191,7 +191,7 @@ def list_weights(listed, start, number, top, scale, low, high, IS_MASS: tl.const
     """SIZE numbers of a list, and their weights from `low` to `high` in whole numbers; 1 without IS_MASS."""
     index = start + tl.arange(0, SIZE)
     value = tl.load(listed + index, mask=index < number, other=float("-inf"))
-    is_in = (value >= low) & (value <= high)
+    is_in = (index < number) & (value >= low) & (value <= high)
     if IS_MASS:
         whole = (weight(value, top, scale, low).to(tl.float64) * UNIT).to(tl.int64)
     else:
@@ -207,7 +207,7 @@ def list_range(listed, number, first, last, most, SIZE: tl.constexpr):
     for start in range(0, number, SIZE):
         index = start + tl.arange(0, SIZE)
         value = tl.load(listed + index, mask=index < number, other=float("-inf"))
-        is_in = (value >= first) & (value < last) & (value <= most)
+        is_in = (index < number) & (value >= first) & (value < last) & (value <= most)
         low = tl.minimum(low, tl.where(is_in, value, float("inf")))
         high = tl.maximum(high, tl.where(is_in, value, float("-inf")))
     return tl.min(low, 0), tl.max(high, 0)
