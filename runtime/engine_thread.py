@@ -44,7 +44,7 @@ class EngineThread:
             max_tokens=model.max_tokens_per_step,
             max_sequences=model.options.max_sequences,
         )
-        self._stepper = Stepper(model.engine, model.attention)
+        self._stepper = Stepper(model.engine, model.attention, model.device_sampler)
         self._counter = StatsCounter(self._scheduler, model.attention.pages)
         self._observers = Observers()
         self._answers: dict[int, tuple[Generation, Answer]] = {}

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cleave.runtime.sampling.device.row import SampledRow
 from cleave.runtime.sampling.logprobs import TokenLogprobs
 from cleave.runtime.sampling.sampler import Sampler
 from cleave.runtime.step import Step
@@ -31,6 +32,12 @@ class LogitRows:
         """How many rows are sampled."""
         self.states = [sequence.sampling for sequence in self.sequences] or [None]
         """How each of those is sampled."""
+        self.sampled_rows = [
+            SampledRow(chunk.sequence.id, chunk.sequence.sampling, chunk.end - len(chunk.sequence.prompt))
+            for chunk in group
+            if chunk.samples
+        ]
+        """The same for the device sampler; none where no chunk samples."""
         self._scored = []
         rows = last
         for first, chunk in zip(first_rows.tolist(), group, strict=False):
@@ -47,7 +54,12 @@ class LogitRows:
     @property
     def is_plain(self) -> bool:
         """Whether every row only yields its likeliest token."""
-        return not self._scored and all(state is None for state in self.states)
+        return not self.has_scores and all(state is None for state in self.states)
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether there are rows that score a prompt."""
+        return bool(self._scored)
 
     def score(self, logits: npt.NDArray[Any], sampler: Sampler) -> dict[int, list[TokenLogprobs]]:
         """The logprobs of the tokens of prompts, by sequence id. logits [rows, vocab] float32."""

@@ -32,6 +32,7 @@ from cleave.runtime.engines.engine import (
 )
 from cleave.runtime.request import Prompt
 from cleave.runtime.sampling import checks
+from cleave.runtime.sampling.device.create import create_device_sampler
 from cleave.runtime.sampling.state import SamplingState
 from cleave.runtime.sampling_params import SamplingDefaults, SamplingParams
 from cleave.runtime.sequence import Sequence
@@ -145,6 +146,10 @@ class Model:
         )
         for note in self.engine.notes:
             _log.warning("%s", note)
+        self.device_sampler = create_device_sampler(
+            manifest.vocab_size, self.engine.device, options.max_sequences
+        )
+        """Chooses tokens where the engine leaves logits on a GPU; None where the host does."""
         self.page_bytes = page_bytes(manifest.layer_specs, options.page_size, ITEM_BYTES[self.engine.dtype])
         backend = choose_backend(options.attention, self.engine)
         self.attention_backend = backend

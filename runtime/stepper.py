@@ -12,6 +12,7 @@ from cleave.kvcache.server import AttentionServer
 from cleave.kvcache.step import Chunk
 from cleave.runtime.engines.engine import Engine, device_engine
 from cleave.runtime.logit_rows import LogitRows
+from cleave.runtime.sampling.device.interface import TokenSampler
 from cleave.runtime.sampling.likeliest import likeliest
 from cleave.runtime.sampling.logprobs import TokenLogprobs
 from cleave.runtime.sampling.sampler import Sampled, Sampler
@@ -33,8 +34,12 @@ class Stepper:
     of runs did not reach is left out and comes first in the next step, so nobody is put off for long.
     """
 
-    def __init__(self, engine: Engine, attention: AttentionServer) -> None:
+    def __init__(
+        self, engine: Engine, attention: AttentionServer, device_sampler: TokenSampler | None = None
+    ) -> None:
+        """`device_sampler` samples what a DeviceEngine gives; None: the logits come to the host."""
         self._engine = engine
+        self._device_sampler = device_sampler
         self._on_device = device_engine(engine)
         self._attention = attention
         self._sampler = Sampler()
@@ -102,9 +107,17 @@ class Stepper:
         if self._on_device is not None and wanted.is_plain:
             tokens = likeliest(self._on_device.run_on_device(token_ids, wanted.rows, self._attention))
             return Sampled(tokens, [None] * len(tokens)), {}
+        if self._on_device is not None and self._device_sampler is not None and self._stays(wanted):
+            logits = self._on_device.run_on_device(token_ids, wanted.rows, self._attention)
+            return self._device_sampler.sample(logits, wanted.sampled_rows).result(), {}
         logits = self._engine.run(token_ids, wanted.rows, self._attention)
         scored = wanted.score(logits, self._sampler)
         return self._sampler.sample(logits[: wanted.sampled], wanted.states), scored
+
+    def _stays(self, wanted: LogitRows) -> bool:
+        """Whether the logits need not come to the host."""
+        sampler = self._device_sampler
+        return sampler is not None and not wanted.has_scores and all(map(sampler.takes, wanted.states))
 
 
 def _runs_allowed(requests: int) -> int:

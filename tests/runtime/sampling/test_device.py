@@ -181,9 +181,14 @@ def test_the_cuts_are_those_of_a_sort() -> None:
 
 def test_a_row_that_fails_says_so_and_leaves_the_others_alone() -> None:
     cases: list[dict[str, Any] | None] = [
-        None, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.5}, {"temperature": 1.0, "top_k": 5},
-        {"temperature": 1.0, "allowed_token_ids": [4, 8]}, {"temperature": 1.0, "allowed_token_ids": [4]}, None,
-    ]  # fmt: skip
+        None,
+        {"temperature": 1.0},
+        {"temperature": 1.0, "top_p": 0.5},
+        {"temperature": 1.0, "top_k": 5},
+        {"temperature": 1.0, "allowed_token_ids": [4, 8]},
+        {"temperature": 1.0, "allowed_token_ids": [4]},
+        None,
+    ]
     rows = [state(case, VOCAB, seed) for seed, case in enumerate(cases)]
     logits = peaked(len(rows), 0)
     logits[0, 600] = np.nan
