@@ -117,7 +117,9 @@ class Stepper:
     def _stays(self, wanted: LogitRows) -> bool:
         """Whether the logits need not come to the host."""
         sampler = self._device_sampler
-        return sampler is not None and not wanted.has_scores and all(map(sampler.takes, wanted.states))
+        if sampler is None or wanted.has_scores:
+            return False
+        return all(sampler.takes(state, in_lockstep=True) for state in wanted.states)
 
 
 def _runs_allowed(requests: int) -> int:
