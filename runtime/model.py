@@ -78,6 +78,8 @@ class ModelOptions:
     """Tokens of a page."""
     prefix_cache: bool = True
     """Keep full pages, and use them again for requests that begin alike."""
+    ahead: bool = True
+    """On a GPU, start a step before the tokens of the one before it are known; see docs/gpu.md."""
     threads: int | None = None
     max_unread_tokens: int = 4096
     """Tokens that the reader of a stream may leave unread before its request is called off."""
