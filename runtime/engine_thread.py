@@ -43,7 +43,7 @@ class EngineThread:
             max_tokens=model.max_tokens_per_step,
             max_sequences=model.options.max_sequences,
         )
-        stepper = Stepper(model.engine, model.attention, ahead=model.options.ahead)
+        stepper = Stepper(model.engine, model.attention, model.device_tokens)
         self._loop = StepLoop(self._scheduler, stepper)
         self._counter = StatsCounter(self._scheduler, model.attention.pages)
         self._observers = Observers()

@@ -8,7 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from cleave.runtime.engines.engine import DeviceOutput
+from cleave.runtime.logit_rows import LogitRows
 from cleave.runtime.sampling.sampler import Sampled
+from cleave.runtime.sampling.state import SamplingState
 
 _UNDER_WAY = 3
 """Steps whose tokens are being fetched: the one that is waited for, the one that runs, and the next."""
@@ -25,16 +27,30 @@ class Pending(Protocol):
         """Wait for the device, and give the tokens; negative where the logits are no numbers."""
 
 
-class TokenFetch:
-    """Copies the likeliest tokens of each step to pinned host memory, behind the step itself."""
+class DeviceTokens(Protocol):
+    """Chooses the tokens of launched steps on the device."""
+
+    def takes(self, state: SamplingState | None) -> bool:
+        """Whether it can choose for such a request; others need the host between logits and token."""
+
+    def choose(self, output: DeviceOutput, wanted: LogitRows) -> Pending:
+        """Start it on the current stream, behind the step, for the sampled rows of `wanted`."""
+
+
+class LikeliestTokens:
+    """The tokens that the engine itself has chosen, copied to pinned host memory; see `DeviceTokens`."""
 
     def __init__(self, device: str) -> None:
         """For an engine on `device`: "cpu" or "cuda:0"."""
         self._buffers = [_Buffer(device) for _ in range(_UNDER_WAY)]
         self._next = 0
 
-    def begin(self, output: DeviceOutput) -> Pending:
-        """Start the copy on the current stream; at most two others may not have been waited for."""
+    def takes(self, state: SamplingState | None) -> bool:
+        """See `DeviceTokens`."""
+        return state is None
+
+    def choose(self, output: DeviceOutput, wanted: LogitRows) -> Pending:
+        """See `DeviceTokens`; at most two steps before may not have been waited for."""
         buffer = self._buffers[self._next]
         self._next = (self._next + 1) % _UNDER_WAY
         buffer.fill(output)

@@ -12,8 +12,8 @@ from cleave.errors import CleaveError, reason
 from cleave.kvcache.server import AttentionServer
 from cleave.kvcache.step import Chunk
 from cleave.runtime.engines.engine import Engine, device_engine
-from cleave.runtime.logit_rows import LogitRows
-from cleave.runtime.pending import Pending, TokenFetch
+from cleave.runtime.logit_rows import LogitRows, scored_positions
+from cleave.runtime.pending import DeviceTokens, Pending
 from cleave.runtime.sampling.likeliest import likeliest
 from cleave.runtime.sampling.logprobs import TokenLogprobs
 from cleave.runtime.sampling.sampler import Sampled, Sampler
@@ -48,20 +48,22 @@ class Stepper:
     On a DeviceEngine a step can be launched instead, while the one before it runs, and fetched later.
     """
 
-    def __init__(self, engine: Engine, attention: AttentionServer, *, ahead: bool = True) -> None:
-        """With `ahead` False no step may be launched."""
+    def __init__(
+        self, engine: Engine, attention: AttentionServer, tokens: DeviceTokens | None = None
+    ) -> None:
+        """`tokens` chooses those of launched steps; None: no step can be launched."""
         self._engine = engine
         self._on_device = device_engine(engine)
         self._attention = attention
         self._sampler = Sampler()
-        self._fetch = TokenFetch(engine.device) if ahead and self._on_device is not None else None
+        self._tokens = tokens
         self._put_off: set[int] = set()
 
     def can_launch(self, step: Step) -> bool:
         """Whether the device alone can sample a step, and nobody in it is suspected of making it fail."""
-        if self._fetch is None or self._put_off:
+        if self._tokens is None or self._put_off:
             return False
-        return not any(chunk.sequence.is_suspect or chunk.sequence.sampling is not None for chunk in step)
+        return all(self._can_launch(chunk) for chunk in step)
 
     def launch(self, step: Step, before: Launch | None) -> Launch:
         """Start a step, and commit it to the attention server, without waiting for the device.
@@ -69,8 +71,8 @@ class Stepper:
         Tokens that are in flight are those of `before`, the step that was launched last. Whatever is
         raised, nothing was launched and the KV cache is as before.
         """
-        if self._on_device is None or self._fetch is None:
-            raise RuntimeError("the engine cannot run ahead")
+        if self._on_device is None or self._tokens is None:
+            raise RuntimeError("this stepper launches no steps")
         token_ids = _token_ids(step, {} if before is None else before.rows)
         wanted = LogitRows(step)
         self._plan(step)
@@ -78,7 +80,7 @@ class Stepper:
             output = self._on_device.launch(
                 token_ids, wanted.rows, self._attention, None if before is None else before.pending.tokens
             )
-            pending = self._fetch.begin(output)
+            pending = self._tokens.choose(output, wanted)
         except BaseException:
             self._attention.rollback()
             raise
@@ -159,6 +161,13 @@ class Stepper:
                 outcome.logprobs[sequence.id] = logprobs
         outcome.prompt_logprobs.update(scored)
         self._attention.commit()
+
+    def _can_launch(self, chunk: ScheduledChunk) -> bool:
+        sequence = chunk.sequence
+        if sequence.is_suspect or self._tokens is None:
+            return False
+        state = sequence.sampling
+        return state is None or (self._tokens.takes(state) and not scored_positions(chunk))
 
     def _plan(self, group: Step) -> None:
         self._attention.plan([Chunk(chunk.sequence.id, chunk.start, chunk.count) for chunk in group])
