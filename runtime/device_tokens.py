@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from cleave.runtime.engines.engine import DeviceOutput, Engine, EngineOptions, device_engine
 from cleave.runtime.logit_rows import LogitRows
 from cleave.runtime.pending import DeviceTokens, LikeliestTokens, Pending
 from cleave.runtime.sampling.state import SamplingState
 
-if TYPE_CHECKING:
-    from cleave.runtime.sampling.device.sampler import DeviceSampler
+
+class _Sampler(Protocol):
+    """See `cleave.runtime.sampling.device.sampler.DeviceSampler`, which brings in torch and Triton."""
+
+    def takes(self, state: SamplingState | None) -> bool: ...
+
+    def sample(self, logits: Any, rows: Sequence[Any]) -> Pending: ...
+
+    def forget(self, sequence: int) -> None: ...
 
 
 class SampledTokens:
@@ -19,7 +27,7 @@ class SampledTokens:
     See `DeviceTokens`.
     """
 
-    def __init__(self, likeliest: LikeliestTokens, sampler: DeviceSampler) -> None:
+    def __init__(self, likeliest: LikeliestTokens, sampler: _Sampler) -> None:
         self._likeliest = likeliest
         self._sampler = sampler
 
