@@ -90,6 +90,8 @@ class ModelOptions:
     """Folder of the engine cache; None: CLEAVE_CACHE, else the user's cache directory."""
     allow_build: bool = True
     """Build an engine that the cache lacks; else that is an error, which says why it is not reused."""
+    deterministic: bool = False
+    """A request's answer has the same bits whatever else is in the batch. On a CPU it always has."""
 
     def __post_init__(self) -> None:
         """Raises EngineError for values that are not allowed, AttentionError for an unknown backend."""
@@ -109,12 +111,14 @@ def engine_options(
 ) -> EngineOptions:
     """What an engine is made with, or built ahead of time, for sequences of up to `max_length` tokens."""
     most = options.max_tokens_per_step or _STEP_TOKENS[kind != "onnxruntime"]
+    most = min(most, options.max_sequences * max_length)
     return EngineOptions(
-        max_tokens=min(most, options.max_sequences * max_length),
-        max_sequences=options.max_sequences,
+        max_tokens=most,
+        max_sequences=min(options.max_sequences, most),
         threads=options.threads,
         device=options.device,
         compute_capability=compute_capability,
+        deterministic=options.deterministic,
     )
 
 
@@ -149,7 +153,7 @@ class Model:
         for note in self.engine.notes:
             _log.warning("%s", note)
         self.page_bytes = page_bytes(manifest.layer_specs, options.page_size, ITEM_BYTES[self.engine.dtype])
-        backend = choose_backend(options.attention, self.engine)
+        backend = choose_backend(options.attention, self.engine, deterministic=options.deterministic)
         self.attention_backend = backend
         self.attention = AttentionServer(
             manifest.layer_specs,
@@ -159,7 +163,7 @@ class Model:
             max_position=self.max_length,
             max_tokens=rows,
             **backend_options(
-                backend, self.engine, artifact, options.threads, min(rows, options.max_sequences)
+                backend, self.engine, artifact, options.threads, chosen.max_sequences, options.deterministic
             ),
         )
         self.max_tokens_per_step = rows
@@ -300,8 +304,4 @@ class Model:
 
 def _telling(verb: str, progress: Progress) -> Progress:
     """Say also what is done with what is named."""
-
-    def report(name: str, done: int, total: int) -> None:
-        progress(f"{verb} {name}", done, total)
-
-    return report
+    return lambda name, done, total: progress(f"{verb} {name}", done, total)

@@ -34,6 +34,9 @@ MaxSequences = Annotated[
     int, typer.Option("--max_sequences", help="Most requests that run at once, as in serving.")
 ]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads.")]
+Deterministic = Annotated[
+    bool, typer.Option("--deterministic", help="For --deterministic of `cleave run` and `cleave serve`.")
+]
 
 
 def build(
@@ -45,6 +48,7 @@ def build(
     max_tokens_per_step: MaxTokens = None,
     max_sequences: MaxSequences = 64,
     threads: Threads = None,
+    deterministic: Deterministic = False,
 ) -> None:
     """Build an engine ahead of time, so that `cleave run` and `cleave serve` find it in the cache."""
     check_engine_kind(engine)
@@ -59,6 +63,7 @@ def build(
         max_tokens_per_step=max_tokens_per_step,
         max_sequences=max_sequences,
         threads=threads,
+        deterministic=deterministic,
     )
     cache.require_writable()
     columns = (

@@ -133,6 +133,8 @@ class EngineOptions:
     """Of the GPUs to build for, by commas: "8.6,8.9". None: that of the GPU here."""
     cache: Path | None = None
     """A folder with what was built of this artifact, for this kind and machine; None: nothing was."""
+    deterministic: bool = False
+    """The logits of a row have the same bits whatever else is in the step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,8 @@ class _Kind:
     extra: str
     builder: str | None = None
     """Module and class, with a colon, of the EngineBuilder; None where nothing is built ahead of time."""
+    can_be_deterministic: bool = False
+    """It keeps what `EngineOptions.deterministic` promises where it is asked to, or does always."""
 
 
 # Each factory and builder is called with (Artifact, EngineOptions).
@@ -153,6 +157,7 @@ _KINDS = {
         "onnxruntime",
         "cpu",
         builder="cleave.runtime.engines.onnxruntime_builder:OnnxRuntimeBuilder",
+        can_be_deterministic=True,
     ),
     "inductor": _Kind(
         "cleave.runtime.engines.inductor.engine",
@@ -160,6 +165,7 @@ _KINDS = {
         "torch",
         "gpu",
         builder="cleave.runtime.engines.inductor.builder:InductorBuilder",
+        can_be_deterministic=True,
     ),
     "tensorrt_rtx": _Kind(
         "cleave.runtime.engines.tensorrt_rtx.engine",
@@ -189,6 +195,16 @@ def check_engine_kind(kind: str | None) -> None:
         raise EngineError(f"there is no engine kind {kind!r}; kinds are: {', '.join(_KINDS)}")
 
 
+def _check_deterministic(kind: str, options: EngineOptions) -> None:
+    """Raises EngineError for a kind that cannot promise what `options.deterministic` asks for."""
+    if options.deterministic and not _entry(kind).can_be_deterministic:
+        able = " or ".join(name for name, entry in _KINDS.items() if entry.can_be_deterministic)
+        raise EngineError(
+            f"the engine {kind} picks its kernels by the size of a step, so it cannot be deterministic; "
+            f"take engine {able}, or leave deterministic away"
+        )
+
+
 def best_engine_kind() -> str:
     """The fastest kind that this machine can run: "inductor" where there is an NVIDIA GPU for it."""
     return "inductor" if cuda_is_usable() else "onnxruntime"
@@ -207,10 +223,11 @@ def create_engine(
 
     What the kind builds ahead of time comes out of `cache` (None: that of the user), and is built on first
     use where the engine cannot do without; with `options.cache` neither is done. Raises EngineError for an
-    unknown kind, MissingPackage where its package is not installed, CacheError where it would have to be
-    built and `allow_build` is False.
+    unknown kind or options that it cannot keep, MissingPackage where its package is not installed, CacheError
+    where it would have to be built and `allow_build` is False.
     """
     kind = kind or best_engine_kind()
+    _check_deterministic(kind, options)
     factory = _load(kind, _entry(kind).module, _entry(kind).factory)
     builder = None if options.cache is not None else engine_builder(kind, artifact, options)
     built = None
@@ -240,6 +257,7 @@ def engine_builder(kind: str, artifact: Artifact, options: EngineOptions) -> Eng
     package is not installed.
     """
     entry = _entry(kind)
+    _check_deterministic(kind, options)
     if entry.builder is None:
         return None
     module, _, name = entry.builder.partition(":")
