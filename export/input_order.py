@@ -1,4 +1,4 @@
-"""Act-order: the inputs of some matrices are reordered, so that the groups of a quantised one are in a row."""
+"""Act-order: inputs of quantised matrices are reordered, so that their groups are in a row."""
 
 from __future__ import annotations
 
