@@ -40,8 +40,8 @@ def calibration_text(file: Path | None) -> str:
         raise ExportError(f"calibration file {path} cannot be read: {error.strerror}") from None
     if not text.strip():
         raise ExportError(
-            f"calibration file {path} is empty; give a text of at least {LEAST_TOKENS} tokens, such as a page "
-            "of what the model is for"
+            f"calibration file {path} is empty; give a text of at least {LEAST_TOKENS} tokens, such as "
+            "a page of what the model is for"
         )
     return text
 

@@ -91,7 +91,7 @@ def _attend(
         rows, places = slice(start, start + length), np.arange(length)
         cache = np.zeros((length, spec.kv_heads, spec.head_dim), np.float32)
         feeds = {"q": q[rows], "k": k[rows], "v": v[rows], "k_cache": cache, "v_cache": cache.copy()}
-        feeds |= {name: places for name in ("positions", "slots", "context_slots")}
+        feeds |= dict.fromkeys(("positions", "slots", "context_slots"), places)
         out[rows] = session.run(["out"], feeds)[0]
         start += length
     return out

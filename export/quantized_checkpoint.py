@@ -22,7 +22,7 @@ _Order = npt.NDArray[np.int32]
 
 
 class QuantizedCheckpoint:
-    """The quantised linear layers of a checkpoint; see `cleave.export.quantization.Ready`.
+    """The quantised linear layers of a checkpoint: the exporter takes them over, and quantises none again.
 
     What is quantised is seen by the tensors, not by lists of modules in the config: a layer with a plain
     weight stayed as it was. Matrices have the names of an unquantised checkpoint,
@@ -58,7 +58,8 @@ class QuantizedCheckpoint:
             name: linear for name, linear in linears.items() if _kind(name) in partial | uneven
         }
         self._linears = {name: linear for name, linear in linears.items() if name not in self._dequantized}
-        self.group_size: int | None = _group_size(self._linears.values(), config)
+        self.group_size = _group_size(self._linears.values(), config)
+        """Inputs of a group, in all matrices."""
         self._orders, self._order_of = _shared_orders(
             {name: order for name, order in orders.items() if order is not None and name in self._linears}
         )
@@ -85,8 +86,7 @@ class QuantizedCheckpoint:
 
     def matrix(self, name: str) -> GroupedInt4:
         """A matrix of `shapes`, read from disk. Raises CheckpointError where its values are damaged."""
-        linear = self._linears[name]
-        return linear.matrix(self.group_size or linear.shape[1])
+        return self._linears[name].matrix(self.group_size)
 
     def order(self, name: str) -> _Order:
         """An order of `orders`, [in] int32: a permutation of the inputs."""
@@ -140,14 +140,11 @@ def _order(linear: PackedLinear) -> _Order | None:
     return np.argsort(group_of, kind="stable").astype(np.int32)
 
 
-def _group_size(linears: Iterable[PackedLinear], config: QuantizationConfig) -> int | None:
-    """The group size of all matrices in the artifact; that of whole rows is the largest that fits all.
-
-    None where no matrix stays quantised.
-    """
+def _group_size(linears: Iterable[PackedLinear], config: QuantizationConfig) -> int:
+    """The group size of all matrices in the artifact; that of whole rows is the largest that fits all."""
+    if config.group_size != WHOLE_ROW:
+        return config.group_size
     widths = {linear.shape[1] for linear in linears}
-    if config.group_size != WHOLE_ROW or not widths:
-        return config.group_size if widths else None
     fitting = [size for size in GROUP_SIZES if all(width % size == 0 for width in widths)]
     if not fitting:
         raise CheckpointError(
