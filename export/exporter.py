@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -37,6 +38,7 @@ from cleave.plugins.spec import AttentionSpec
 
 __all__ = ["ExportRequest", "Report", "export"]
 
+_log = logging.getLogger("cleave")
 _LIBRARIES = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir")
 _GRAPH_BYTES = 64 << 20
 """Room that graphs and tokenizer are taken to need at most, for the check of the disk."""
@@ -101,6 +103,8 @@ class _Export:
         if present is not None:
             self._refuse_to_mix(present)
         self.meta = MetaModel(self._config(), self.dtype, checkpoint.architecture)
+        for note in checkpoint.ready.notes if checkpoint.ready else ():
+            _log.warning("%s", note)
 
     def run(self, folder: Path) -> Manifest:
         """Stage the parts in `folder`, check them, publish them."""

@@ -116,7 +116,10 @@ def pack_checkpoint(
         module = name.removesuffix(".weight")
         if name.endswith(".weight") and any(part in name for part in only):
             # What reads one input is quantised in one order, as quantisers do: they go by the activations.
-            seed = sum(map(ord, module.replace("k_proj", "q_proj").replace("v_proj", "q_proj")))
+            reads = module
+            for kind, first in (("k_proj", "q_proj"), ("v_proj", "q_proj"), ("up_proj", "gate_proj")):
+                reads = reads.replace(kind, first)
+            seed = sum(map(ord, reads))
             tensors, meant = pack(tensor, packing, seed)
             packed |= {f"{module}.{suffix}": value for suffix, value in tensors.items()}
             plain[name] = meant.float()
