@@ -29,14 +29,6 @@ GENERATION_CONFIG = "generation_config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 _BLOCK = 1 << 24
-_NUMPY: dict[str, Any] = {
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "I8": np.int8,
-    "U8": np.uint8,
-    "I32": np.int32,
-}
 _ONNX = {
     "F32": onnx.TensorProto.FLOAT,
     "F16": onnx.TensorProto.FLOAT16,
@@ -122,11 +114,9 @@ class Artifact:
     def weight(self, name: str) -> npt.NDArray[Any]:
         """A tensor, mapped from disk: read-only, row-major, in the dtype that it is stored in."""
         tensor = self.tensors.get(name)
-        if tensor is None or tensor.dtype not in _NUMPY:
+        if tensor is None or tensor.dtype not in _ONNX:
             raise ArtifactError(f"{self.folder / WEIGHTS} has no tensor {name}; export batchful again")
-        return np.memmap(
-            tensor.file, dtype=_NUMPY[tensor.dtype], mode="r", offset=tensor.offset, shape=tensor.shape
-        )
+        return tensor.mapped()
 
     def embedding(self) -> npt.NDArray[Any]:
         """The embedding [vocab, hidden] as it is stored, mapped from disk; see `embedding_rows`."""

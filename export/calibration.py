@@ -16,6 +16,8 @@ LEAST_TOKENS = 256
 MOST_TOKENS = 2048
 """Of a longer text as many are taken, spread over all of it: the error of the mean is small by then."""
 _WINDOW = 512
+_SHORTEST = 3
+"""A token to begin with, one to read, and one to be found."""
 _BUNDLED = Path(__file__).with_name("calibration.txt")
 """Held-out facts of the demo corpus (`scripts/demo/corpus.py`): plain English that the demo checkpoint
 was not trained on, and a text like any other to a larger model."""
@@ -59,7 +61,7 @@ def calibration_windows(text: str, tokenizer: Path, *, context: int, vocab: int)
     for document in _documents(text):
         tokens = np.array(encoder.encode(document).ids, np.int64)
         cut = [tokens[start : start + size] for start in range(0, len(tokens), size)]
-        windows += [window for window in cut if len(window) > 1]  # one token has no next one
+        windows += [window for window in cut if len(window) >= _SHORTEST]
     total = sum(map(len, windows))
     if total < LEAST_TOKENS:
         raise ExportError(

@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -32,12 +31,6 @@ _MIDDLE = 8
 _PACKED = 8
 """Four-bit values in an int32."""
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-_NUMPY: dict[str, Any] = {
-    "I32": np.int32,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-}
 _FLOATS = ("F16", "BF16", "F32")
 _Array = npt.NDArray[Any]
 
@@ -196,11 +189,7 @@ class PackedLinear:
             )
 
     def _read(self, suffix: str) -> _Array:
-        tensor = self._tensor(suffix)
-        values: _Array = np.fromfile(
-            tensor.file, _NUMPY[tensor.dtype], count=int(np.prod(tensor.shape)), offset=tensor.offset
-        )
-        return values.reshape(tensor.shape)
+        return self._tensor(suffix).mapped()
 
 
 def _nibbles(packed: _Array) -> npt.NDArray[np.uint8]:
