@@ -11,6 +11,7 @@ from typing import Any
 from cleave.errors import CheckpointError, reason
 from cleave.export.families import check_architecture
 from cleave.export.manifest import MANIFEST
+from cleave.export.quantization import Ready
 from cleave.export.tensorfile import StoredTensor, read_header
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -87,6 +88,11 @@ class Checkpoint:
                 f"the weights of {self.folder} are {largest.dtype}; Cleave reads {', '.join(names)}"
             )
         return names[largest.dtype]
+
+    @cached_property
+    def ready(self) -> Ready | None:
+        """The matrices that the checkpoint has quantised already; None where it has none."""
+        return None
 
     def tensor(self, name: str) -> StoredTensor:
         """Raises CheckpointError where the checkpoint lacks the tensor."""

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from cleave.errors import ExportError, MissingPackage
 from cleave.export.checkpoint import Checkpoint
 from cleave.export.manifest import DTYPES, PARTS, Manifest
+from cleave.export.quantization import METHODS
 from cleave.export.request import ExportRequest
 
 
@@ -37,6 +38,24 @@ def export(
     check: Annotated[
         bool, typer.Option("--check/--no_check", help="Compare the graphs with transformers.")
     ] = True,
+    quantize: Annotated[
+        str | None,
+        typer.Option("--quantize", help=f"Weights to {' or '.join(METHODS)}. Default: as they are."),
+    ] = None,
+    group_size: Annotated[
+        int | None,
+        typer.Option("--group_size", help="Inputs that share a scale in int4: 32, 64, 128. Default: 32."),
+    ] = None,
+    quantize_lm_head: Annotated[
+        bool | None,
+        typer.Option("--quantize_lm_head/--no_quantize_lm_head", help="lm_head too. Default: yes."),
+    ] = None,
+    quantize_embedding: Annotated[
+        bool | None,
+        typer.Option(
+            "--quantize_embedding/--no_quantize_embedding", help="The embedding to int8. Default: no."
+        ),
+    ] = None,
     test: Annotated[
         bool, typer.Option("--test", help="Export nothing; let plain transformers continue --input.")
     ] = False,
@@ -55,7 +74,17 @@ def export(
     if output_dir is None:
         raise ExportError("--output_dir is missing; give a folder for the artifact, such as model_files/x")
     request = ExportRequest(
-        model, output_dir, tuple(parts or PARTS), num_layers, dtype, device=device, check=check
+        model,
+        output_dir,
+        tuple(parts or PARTS),
+        num_layers,
+        dtype,
+        device=device,
+        check=check,
+        quantize=quantize,
+        group_size=group_size,
+        quantize_lm_head=quantize_lm_head,
+        quantize_embedding=quantize_embedding,
     )
     checkpoint = Checkpoint.find(model)
     # Importing torch takes seconds: a mistake above is told before.
@@ -90,10 +119,14 @@ class _Bars:
         self._progress.update(self._tasks[what], completed=done, total=total)
 
 
+def _weights(manifest: Manifest) -> str:
+    return manifest.quantization.description if manifest.quantization else manifest.dtype
+
+
 def _summary(console: Console, output_dir: Path, manifest: Manifest) -> None:
     size = sum(file.bytes for file in manifest.files.values())
     console.print(
-        f"{output_dir}: {manifest.architecture}, {manifest.num_layers} layers, {manifest.dtype}, "
+        f"{output_dir}: {manifest.architecture}, {manifest.num_layers} layers, {_weights(manifest)}, "
         f"{size / 2**20:.1f} MiB",
         highlight=False,
         soft_wrap=True,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cleave.errors import ExportError
 from cleave.export.manifest import DTYPES, PARTS
+from cleave.export.quantization import DEFAULT_GROUP_SIZE, Quantization
 
 DEVICES = ("cpu", "cuda")
 
@@ -26,6 +27,14 @@ class ExportRequest:
     """Where the check runs: "cpu" or "cuda". Tracing needs no device."""
     check: bool = True
     """Compare the exported graphs with transformers before they are published."""
+    quantize: str | None = None
+    """"int8" or "int4"."""
+    group_size: int | None = None
+    """For int4; None: 32."""
+    quantize_lm_head: bool | None = None
+    """None: as the layers."""
+    quantize_embedding: bool | None = None
+    """To int8 by rows; None: no."""
 
     def __post_init__(self) -> None:
         """Raises ExportError for values that are not allowed. Paths may be given as text."""
@@ -38,6 +47,21 @@ class ExportRequest:
             )
         check_dtype(self.dtype)
         check_device(self.device)
+        if self.quantize is not None:
+            _ = self.quantization
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """What `quantize` and the options beside it ask for. Raises ExportError where they do not fit."""
+        if self.quantize is None:
+            return None
+        group_size = self.group_size
+        if self.quantize == "int4" and group_size is None:
+            group_size = DEFAULT_GROUP_SIZE
+        lm_head = True if self.quantize_lm_head is None else self.quantize_lm_head
+        return Quantization(
+            self.quantize, group_size, lm_head=lm_head, embedding=bool(self.quantize_embedding)
+        )
 
     @property
     def whole(self) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 
 from cleave.errors import CleaveError
 
-ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1}
 
 
 class TensorFileError(CleaveError):
@@ -33,7 +33,7 @@ class StoredTensor:
     offset: int
     nbytes: int
     dtype: str
-    """As safetensors writes it: "F32", "F16", "BF16"."""
+    """As safetensors writes it: "F32", "F16", "BF16", "I8", "U8"."""
     shape: tuple[int, ...]
 
 

@@ -52,7 +52,7 @@ class OnnxRuntimeEngine:
         if manifest.dtype != "float32":
             self.notes = (f"{manifest.dtype} weights are widened to float32: the CPU computes in float32",)
         self._layers = manifest.num_layers
-        self._embedding = artifact.embedding()
+        self._embed = artifact.embedding_rows()
         self._scale = np.float32(manifest.embedding_scale)
         self._artifact, self._options = artifact, options
         self._threads = options.threads or physical_cores()
@@ -70,7 +70,7 @@ class OnnxRuntimeEngine:
     def run(self, token_ids: _Array, logit_rows: _Array, attention: Attention) -> _Array:
         """See `Engine.run`."""
         step = self._bound(len(token_ids), len(logit_rows))
-        step.embeds[:] = self._embedding[token_ids]
+        step.embeds[:] = self._embed(token_ids)
         if self._scale != 1:
             step.embeds *= self._scale
         step.logit_rows[:] = logit_rows
@@ -230,10 +230,7 @@ def make_session(
     """
     model = widen(piece.model)
     graph = model.graph
-    arrays = {
-        name: np.ascontiguousarray(artifact.weight(tensor), np.float32)
-        for name, tensor in piece.weights.items()
-    }
+    arrays = {name: _computable(artifact.weight(tensor)) for name, tensor in piece.weights.items()}
     for value in [value for value in graph.input if value.name in arrays]:
         graph.input.remove(value)
         graph.initializer.append(_placeholder(value.name, arrays[value.name]))
@@ -246,14 +243,20 @@ def make_session(
         list(arrays), [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
     )
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session, [array for array in arrays.values() if array.ndim < 2]
+    return session, [array for array in arrays.values() if array.ndim < 2 or array.dtype != np.float32]
+
+
+def _computable(weight: _Array) -> _Array:
+    """The weight in a dtype that the processor computes in: integers as they are, floats in float32."""
+    is_float = weight.dtype not in (np.int8, np.uint8)
+    return np.ascontiguousarray(weight, np.float32 if is_float else None)
 
 
 def _placeholder(name: str, array: _Array) -> onnx.TensorProto:
     """An initializer without data; the session gets the data as an OrtValue under the same name."""
     tensor = onnx.TensorProto(
         name=name,
-        data_type=onnx.TensorProto.FLOAT,
+        data_type=onnx.helper.np_dtype_to_tensor_dtype(array.dtype),
         dims=array.shape,
         data_location=onnx.TensorProto.EXTERNAL,
     )
