@@ -12,6 +12,7 @@ from cleave.runtime.sampling.device import fields
 from cleave.runtime.sampling.device.cut_kernels import BOUNDS, bounds_kernel, cut_kernel, gather_kernel
 from cleave.runtime.sampling.device.draw_kernels import draw_kernel, scan_kernel, weigh_kernel
 from cleave.runtime.sampling.device.edit_kernels import bias_kernel, edit_kernel
+from cleave.runtime.sampling.device.logprob_kernels import measure_kernel, rank_kernel
 from cleave.runtime.sampling.device.parameters import Parameters
 from cleave.runtime.sampling.device.results import Results
 from cleave.runtime.sampling.device.slots import BIASES, Slots
@@ -41,6 +42,7 @@ class Buffers:
         self.coarse = floats(rows, self.programs, BOUNDS.value)
         self.fine = floats(rows, self.programs, BOUNDS.value)
         self.cuts = floats(rows)
+        self.ranks = torch.zeros(rows, self.programs, dtype=torch.int32, device=device)
         self.found = torch.zeros(rows, dtype=torch.int32, device=device)
 
 
@@ -55,6 +57,7 @@ class Launches:
     filters: bool
     top_p_alone: bool
     """Whether some row has top-p without top-k."""
+    logprobs: bool
 
     @classmethod
     def of(cls, states: Sequence[SamplingState | None]) -> Launches:
@@ -67,6 +70,7 @@ class Launches:
             draws=bool(settings),
             filters=any((top_k or 0) > 0 or (top_p or 1.0) < 1.0 for _, top_k, top_p, _ in settings),
             top_p_alone=any(not top_k and (top_p or 1.0) < 1.0 for _, top_k, top_p, _ in settings),
+            logprobs=any(state.logprobs is not None for state in known),
         )
 
     def run(
@@ -123,3 +127,10 @@ class Launches:
             *source, b.raw_peaks, b.peaks, b.masses, b.cuts, slots.counts, results.tokens, results.status,
             ints, reals, vocab, blocks, SIZE=size, **exact,
         )  # fmt: skip
+        if self.logprobs:
+            source = (logits, logits.stride(0), b.raw_peaks, b.peaks, b.masses, b.ranks, results.tokens)
+            measure_kernel[all_blocks](*source, ints, vocab, blocks, b.programs, SIZE=size, **exact)
+            rank_kernel[(rows,)](
+                *source, results.answers, ints, vocab, blocks, b.programs,
+                SIZE=size, PROGRAMS=programs, **exact,
+            )  # fmt: skip

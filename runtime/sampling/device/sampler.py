@@ -44,7 +44,7 @@ class DeviceSampler:
         """Whether rows of such a request can be sampled here; others need the host between two steps."""
         if state is None:
             return True
-        return state.constraint is None and state.logprobs is None and Slots.fits(state)
+        return state.constraint is None and Slots.fits(state)
 
     def sample(self, logits: Tensor, rows: Sequence[SampledRow]) -> Pending:
         """A token for each of the first len(rows) of logits [at least rows, vocab] float32.
@@ -56,8 +56,8 @@ class DeviceSampler:
         results = self._results[self._next]
         self._next = (self._next + 1) % len(self._results)
         plan.launches.run(logits, len(rows), self._buffers, self._slots, self._parameters, results)
-        results.send()
-        return Pending(rows, results)
+        results.send(len(rows), logprobs=plan.launches.logprobs)
+        return Pending(rows, results, self._buffers.vocab)
 
     def forget(self, sequence: int) -> None:
         """The sequence has ended; nothing happens where the sampler does not know it."""
