@@ -30,6 +30,7 @@ from cleave.runtime.engines.engine import (
     create_engine,
     device_engine,
 )
+from cleave.runtime.pending import DeviceTokens, LikeliestTokens
 from cleave.runtime.request import Prompt
 from cleave.runtime.sampling import checks
 from cleave.runtime.sampling.state import SamplingState
@@ -78,6 +79,8 @@ class ModelOptions:
     """Tokens of a page."""
     prefix_cache: bool = True
     """Keep full pages, and use them again for requests that begin alike."""
+    ahead: bool = True
+    """On a GPU, start a step before the tokens of the one before it are known; see docs/gpu.md."""
     threads: int | None = None
     max_unread_tokens: int = 4096
     """Tokens that the reader of a stream may leave unread before its request is called off."""
@@ -167,6 +170,10 @@ class Model:
         on_device = device_engine(self.engine)
         if on_device is not None and on_device.batch_sizes:
             warm_up(on_device, self.attention)
+        self.device_tokens: DeviceTokens | None = None
+        """What chooses the tokens of steps that are started ahead; None where none are."""
+        if on_device is not None and options.ahead:
+            self.device_tokens = LikeliestTokens(on_device.device)
 
     def sequence(
         self,

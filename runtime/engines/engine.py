@@ -67,6 +67,18 @@ class Engine(Protocol):
         """Give back memory and threads; the engine is not used afterwards."""
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceOutput:
+    """What a step leaves on the device: torch tensors, valid until the next step is launched."""
+
+    logits: Any
+    """[rows, vocab] float32."""
+    likeliest: Any
+    """[rows] int64: the likeliest token of each row, the first of equals."""
+    best: Any
+    """[rows] float32: its logit, which is not finite where the row's logits are no numbers."""
+
+
 class DeviceEngine(Engine, Protocol):
     """An engine whose tensors are torch's, on `device`. What it adds spares the way over the host."""
 
@@ -77,12 +89,21 @@ class DeviceEngine(Engine, Protocol):
         Running a decode step of each, the largest one first, captures them before the first request.
         """
 
-    def run_on_device(self, token_ids: Any, logit_rows: npt.NDArray[Any], attention: Attention) -> Any:
-        """As `run`, but the logits [rows, vocab] float32 stay where they are: a torch tensor.
+    def launch(
+        self,
+        token_ids: npt.NDArray[Any],
+        logit_rows: npt.NDArray[Any],
+        attention: Attention,
+        sampled: Any = None,
+    ) -> DeviceOutput:
+        """As `run`, but returns without waiting for the device, where all that comes of the step stays.
 
-        They are valid until the next call. token_ids [tokens] may be a torch tensor on the device, such
-        as the tokens that the last step sampled. Returns without waiting for the device.
+        sampled [n] int64, a torch tensor on the device: tokens that an earlier step samples, `likeliest` of
+        it or others; a token id of -1 - r is its row r.
         """
+
+    def run_on_device(self, token_ids: Any, logit_rows: npt.NDArray[Any], attention: Attention) -> Any:
+        """The logits of `launch`; token_ids [tokens] may be a torch tensor on the device itself."""
 
     def free_memory(self) -> int | None:
         """Bytes of the device that are free beside the weights and the activations of the largest step.

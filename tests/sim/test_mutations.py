@@ -68,8 +68,8 @@ def a_failed_step_is_committed(patch: Patch) -> None:
 
 @mutation
 def a_page_that_is_still_written_is_shared(patch: Patch) -> None:
-    def publish(self: PageManager, table: PageTable, keys: PageKeys) -> None:
-        full = min(-(-table.length // self.page_size), len(keys))
+    def publish(self: PageManager, table: PageTable, keys: PageKeys, tokens: int) -> None:
+        full = min(-(-tokens // self.page_size), len(keys))
         while table.published < full:
             self._prefix.publish(keys[table.published], int(table.pages[table.published]))
             table.published += 1
