@@ -19,7 +19,7 @@ try:
     import torch
 
     from cleave.kvcache.backends.triton_buffer import Sections, StepBuffer, aligned
-    from cleave.kvcache.backends.triton_device import resources, usable
+    from cleave.kvcache.backends.triton_device import resources, starts_early, usable
     from cleave.kvcache.backends.triton_kernels import append_kernel, decode_kernel, prefill_kernel
     from cleave.kvcache.backends.triton_layer import Layer, full_tables, make_layer
 except ImportError as error:
@@ -250,6 +250,7 @@ class TritonBackend:
                 tuning,
                 self._dtype,
                 *tables[spec.rope],
+                early=starts_early(device),
                 deterministic=self._deterministic,
             )
             for spec, number, tuning in zip(shape.specs, kind_of_layer, tunings, strict=True)

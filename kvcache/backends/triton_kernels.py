@@ -2,12 +2,14 @@
 
 Pages of one layer are `[num_pages, kv_heads, page_size, head_dim]`, one tensor for keys (after RoPE)
 and one for values, so that a page of one head is one run of bytes. All query heads that share a KV head
-are rows of one tile, so that keys and values are read once for all of them. Scores are kept in base 2:
-`SCALE` has log2(e) in it, or the softcap has. Sums are float32.
+are rows of one tile, so that keys and values are read once for all of them. Sums are float32. A score is
+`UNIT` times what `capped` gives, in base 2: the factor joins the subtraction of the maximum, in one rounding
+wherever that stands, with masks or without.
 """
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 LOWEST = tl.constexpr(-1.0e30)
 """The score of a key that is not seen: finite, so that a row which has seen none yet is free of NaN."""
@@ -43,12 +45,11 @@ def rotated(rows, inside, d, c, s, D: tl.constexpr, ROTARY: tl.constexpr):
 
 @triton.jit
 def capped(s, SCALE: tl.constexpr, SOFTCAP: tl.constexpr):
-    """Scores in base 2. SOFTCAP has log2(e) in it and SCALE the cap; 0 is no cap."""
-    s = s * SCALE
-    if SOFTCAP > 0:
-        # tanh(s), with exp2 alone
-        s = SOFTCAP * (1.0 - 2.0 / (1.0 + tl.exp2(s * 2.885390081777927)))
-    return s
+    """Scores in units of UNIT, which has what is not in SCALE: the cap, and log2(e)."""
+    if SOFTCAP:
+        # tanh(s * SCALE), with exp2 alone
+        return 1.0 - 2.0 / (1.0 + tl.exp2(s * (SCALE * 2.885390081777927)))
+    return s * SCALE
 
 
 @triton.jit
@@ -63,7 +64,7 @@ def product(a, b, acc, WIDEN: tl.constexpr):
 def attend(
     q, top, total, acc, begin, end, position, keys, values, pages, kv_head, d,
     KV_HEADS: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, SCALE: tl.constexpr,
-    SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr,
+    UNIT: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr,
     BLOCK_N: tl.constexpr, STAGES: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """The online softmax over the keys `begin` to `end` of one KV head; gives back top, total, acc.
@@ -93,8 +94,8 @@ def attend(
             s = tl.where(n[None, :] <= position[:, None], s, LOWEST)
         if WINDOW > 0:
             s = tl.where(n[None, :] > position[:, None] - WINDOW, s, LOWEST)
-        higher = tl.maximum(top, tl.max(s, 1))
-        p = tl.exp2(s - higher[:, None])
+        higher = tl.maximum(top, tl.max(s, 1) * UNIT)
+        p = tl.exp2(tl.fma(s, UNIT, -higher[:, None]))
         shrink = tl.exp2(top - higher)
         total = total * shrink + tl.sum(p, 1)
         acc = product(p.to(v.dtype), v, acc * shrink[:, None], WIDEN)
@@ -140,7 +141,7 @@ def append_kernel(
 def prefill_kernel(
     q, out, q_stride, keys, values, tiles, pages,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr,
-    PAGE: tl.constexpr, SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
+    PAGE: tl.constexpr, SCALE: tl.constexpr, UNIT: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
     WIDEN: tl.constexpr, ALL_MASKED: tl.constexpr,
 ):  # fmt: skip
@@ -176,11 +177,11 @@ def prefill_kernel(
     edge = begin if ALL_MASKED else tl.maximum((start + 1) // BLOCK_N * BLOCK_N, begin)
     top, total, acc = attend(
         x, top, total, acc, begin, edge, position, keys, values, pages, kv_head, d,
-        KV_HEADS, D, PAGE, SCALE, SOFTCAP, WINDOW, False, False, BLOCK_N, STAGES, WIDEN,
+        KV_HEADS, D, PAGE, SCALE, UNIT, SOFTCAP, WINDOW, False, False, BLOCK_N, STAGES, WIDEN,
     )  # fmt: skip
     top, total, acc = attend(
         x, top, total, acc, edge, start + tokens, position, keys, values, pages, kv_head, d,
-        KV_HEADS, D, PAGE, SCALE, SOFTCAP, WINDOW, True, True, BLOCK_N, STAGES, WIDEN,
+        KV_HEADS, D, PAGE, SCALE, UNIT, SOFTCAP, WINDOW, True, True, BLOCK_N, STAGES, WIDEN,
     )  # fmt: skip
     at = (source * (KV_HEADS * GROUP * D) + head * D)[:, None] + d[None, :]
     tl.store(out + at, (acc / total[:, None]).to(out.dtype.element_ty), mask=mask)
@@ -221,20 +222,42 @@ def fold(
     tl.store(out + (head * D)[:, None] + d[None, :], result.to(out.dtype.element_ty), mask=mask)
 
 
+@triton.jit
+def fetch(
+    begin, end, keys, values, pages, kv_head, KV_HEADS: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr,
+    BLOCK_D: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """Have the first KEYS keys of a span, and their values, brought into the GPU's cache."""
+    LINE: tl.constexpr = min(BLOCK_D, 1024 // keys.dtype.element_ty.primitive_bitwidth)
+    LINES: tl.constexpr = BLOCK_D // LINE
+    line = tl.arange(0, KEYS * LINES)
+    n = tl.maximum(tl.minimum(begin + line // LINES, end - 1), 0)
+    page = tl.load(pages + n // PAGE).to(tl.int64)
+    at = ((page * KV_HEADS + kv_head) * PAGE + n % PAGE) * D + tl.minimum(line % LINES * LINE, D - 1)
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; prefetch.global.L2 [$2]; mov.u32 $0, 0;", "=r,l,l",
+        [(keys + at).to(tl.int64), (values + at).to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
 @triton.jit(do_not_specialize=["rows"])
 def decode_kernel(
     q, k, v, out, q_stride, k_stride, v_stride, rows, keys, values, cos, sin,
     items, tokens, item_count, pages, sums, arrived,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, ROTARY: tl.constexpr,
-    PAGE: tl.constexpr, SCALE: tl.constexpr, SOFTCAP: tl.constexpr,
+    PAGE: tl.constexpr, SCALE: tl.constexpr, UNIT: tl.constexpr, SOFTCAP: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
     WIDEN: tl.constexpr, FOLD: tl.constexpr, FOLD_ROWS: tl.constexpr,
+    EARLY: tl.constexpr, FETCH: tl.constexpr,
 ):  # fmt: skip
     """One span of one sequence's history, for one token and one KV head; items [items, 8] int32.
 
     The program of the last span also appends the token itself, whose key and value it takes from k and v.
     Of the programs that share a row, the one that ends last adds up what all have left in `sums`, in
     the order of the spans, whoever it is. Rows of out from `tokens` to `rows` are cleared.
+
+    EARLY: the kernel was launched before the last one ended. Until it has, nothing of its is read and
+    nothing is written; the numbers of the step and the history are older, and FETCH keys are on their way.
     """
     kv_head = tl.program_id(0)
     number = tl.program_id(1)
@@ -256,6 +279,11 @@ def decode_kernel(
     inside = m < GROUP
     head = kv_head * GROUP + m
     mask = inside[:, None] & (d < D)[None, :]
+    if EARLY:
+        if number < used:
+            fetch(begin, end, keys, values, pages + table, kv_head, KV_HEADS, D, PAGE, BLOCK_D, FETCH)
+        gdc_wait()
+        gdc_launch_dependents()
     if spare:
         at = (number.to(tl.int64) * WIDTH + head * D)[:, None] + d[None, :]
         tl.store(out + at, tl.zeros([BLOCK_M, BLOCK_D], out.dtype.element_ty), mask=mask)
@@ -278,13 +306,13 @@ def decode_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     top, total, acc = attend(
         x, top, total, acc, begin, end, m, keys, values, pages, kv_head, d,
-        KV_HEADS, D, PAGE, SCALE, SOFTCAP, 0, True, False, BLOCK_N, STAGES, WIDEN,
+        KV_HEADS, D, PAGE, SCALE, UNIT, SOFTCAP, 0, True, False, BLOCK_N, STAGES, WIDEN,
     )  # fmt: skip
     if span == spans - 1:
         at = (((page * KV_HEADS + kv_head) * PAGE + position % PAGE) * D + one)[:, None] + d[None, :]
         tl.store(keys + at, new, mask=own)
         tl.store(values + at, value, mask=own)
-        score = capped(tl.sum(x.to(tl.float32) * new.to(tl.float32), 1), SCALE, SOFTCAP)
+        score = capped(tl.sum(x.to(tl.float32) * new.to(tl.float32), 1), SCALE, SOFTCAP) * UNIT
         higher = tl.maximum(top, score)
         shrink, weight = tl.exp2(top - higher), tl.exp2(score - higher)
         total = total * shrink + weight
