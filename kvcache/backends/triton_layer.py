@@ -60,9 +60,7 @@ def make_layer(
         "BLOCK_D": tuning.dims,
     }
     rope = {"ROTARY": 0 if spec.rope is None else spec.rope.rotary_dim}
-    attention = cache | {
-        "WIDEN": cos.device.type == "cpu",
-    } | _scores(spec)
+    attention = cache | {"WIDEN": cos.device.type == "cpu"} | _scores(spec)
     fold_rows = power_of_two(group)
     fold = {"FOLD": max(1, tuning.fold // fold_rows), "FOLD_ROWS": fold_rows}
     append, decode, prefill = tuning.append, tuning.decode, tuning.prefill
@@ -75,7 +73,7 @@ def make_layer(
         cos,
         sin,
         cache | rope | {"BLOCK_M": append.rows, "SHARES": tuning.shares, "num_warps": append.warps},
-        attention | rope | fold | _blocks(decode) | _start(tuning, is_early=early),
+        attention | rope | fold | _blocks(decode) | {"MANY": deterministic} | _start(tuning, is_early=early),
         attention | {"WINDOW": spec.window or 0, "ALL_MASKED": deterministic} | _blocks(prefill),
     )
 
