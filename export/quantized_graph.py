@@ -8,7 +8,6 @@ input become one, and the input is quantised once.
 
 from __future__ import annotations
 
-import os.path
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -16,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from cleave.errors import ExportError
-from cleave.export.quantization import SCALE, ZERO_POINT, Quantization, QuantizedTensor
+from cleave.export.quantization import Quantization, QuantizedTensor
 from cleave.export.quantized import check_group_size
 from cleave.export.trace import EMBEDDING, LM_HEAD
 
@@ -174,10 +173,7 @@ def _width(value: ir.Value) -> int:
 
 
 def _joined(names: Sequence[str]) -> str:
-    """One name for several: "layers.0.attn.q_proj.weight" and "...k_proj.weight" give "...q_proj+k_proj.weight"."""
-    if len(names) == 1:
-        return names[0]
-    stems = [name.removesuffix(".weight") for name in names]
-    parent = os.path.commonprefix([stem.rpartition(".")[0] + "." for stem in stems])
-    parent = parent[: parent.rfind(".") + 1]
-    return parent + "+".join(stem[len(parent) :] for stem in stems) + ".weight"
+    """One name for all: "attn.q_proj.weight" and "attn.k_proj.weight" are "attn.q_proj+k_proj.weight"."""
+    first, *others = (name.removesuffix(".weight") for name in names)
+    parent = first.rpartition(".")[0] + "."
+    return "+".join([first, *(other.removeprefix(parent) for other in others)]) + ".weight"
