@@ -21,6 +21,7 @@ from cleave.export.config import load_config
 from cleave.export.graphs import save_batchful, save_batchless, weight_names
 from cleave.export.input_order import reorder_inputs
 from cleave.export.manifest import MANIFEST, PARTS, SIZES, Manifest
+from cleave.export.quality_gate import QualityGate
 from cleave.export.quantization_choice import (
     COMPUTES_IN,
     check_quantization,
@@ -28,7 +29,6 @@ from cleave.export.quantization_choice import (
     is_wanted,
 )
 from cleave.export.quantized_graph import quantize_graph
-from cleave.export.quality_gate import QualityGate
 from cleave.export.request import ExportRequest, check_layers
 from cleave.export.staging import publish, require_space, staging
 from cleave.export.tensorfile import TensorFileError, TensorLayout, read_header
