@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from cleave.errors import CheckpointError, reason
 from cleave.export.families import check_architecture
 from cleave.export.manifest import MANIFEST
+from cleave.export.packed_linear import is_packed
 from cleave.export.quantized_checkpoint import QuantizedCheckpoint
 from cleave.export.quantized_checkpoint_config import QuantizationConfig
 from cleave.export.tensorfile import StoredTensor, read_header
@@ -105,6 +107,15 @@ class Checkpoint:
                 f"the weights of {self.folder} are {largest.dtype}; Cleave reads {', '.join(names)}"
             )
         return names[largest.dtype]
+
+    @cached_property
+    def parameters(self) -> int:
+        """Weights of all tensors; those that are packed are counted one by one."""
+        if self.ready is None:
+            return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
+        plain = [tensor for name, tensor in self.tensors.items() if not is_packed(name)]
+        matrices = (*self.ready.shapes.values(), *self.ready.dequantized_shapes.values())
+        return sum(math.prod(tensor.shape) for tensor in plain) + sum(map(math.prod, matrices))
 
     def tensor(self, name: str) -> StoredTensor:
         """Raises CheckpointError where the checkpoint lacks the tensor."""

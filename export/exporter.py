@@ -21,6 +21,7 @@ from cleave.export.config import load_config
 from cleave.export.graphs import save_batchful, save_batchless, weight_names
 from cleave.export.input_order import reorder_inputs
 from cleave.export.manifest import MANIFEST, PARTS, SIZES, Manifest
+from cleave.export.quality_gate import QualityGate
 from cleave.export.quantization_choice import (
     COMPUTES_IN,
     check_quantization,
@@ -103,6 +104,7 @@ class _Export:
         if present is not None:
             self._refuse_to_mix(present)
         self.meta = MetaModel(self._config(), self.dtype, checkpoint.architecture)
+        self.gate = self._quality_gate()
         for note in checkpoint.ready.notes if checkpoint.ready else ():
             _log.warning("%s", note)
 
@@ -122,6 +124,8 @@ class _Export:
             self.report("tracing", 0, 1)
             graph, specs = self.meta.trace()
             self.report("tracing", 1, 1)
+            if self.gate is not None:
+                self.gate.keep_reference(graph)
             if self.checkpoint.ready is not None:
                 reorder_inputs(graph, self.checkpoint.ready.orders)
             if self.quantization is not None:
@@ -147,7 +151,9 @@ class _Export:
         if self.request.check and not manifest.missing_parts:
             checked = self._check(folder, manifest)
             manifest = replace(manifest, check=checked)
-            (folder / MANIFEST).write_text(manifest.to_json(), "utf-8")
+        if self.gate is not None:
+            manifest = replace(manifest, quality=self.gate.measure(folder, manifest, self.report))
+        (folder / MANIFEST).write_text(manifest.to_json(), "utf-8")
         publish(folder, self.request.output_dir)
         self._remove_leftovers(manifest)
         return manifest
@@ -180,6 +186,21 @@ class _Export:
         elif ready is not None and LM_HEAD in (*ready.shapes, *ready.dequantized_shapes):
             config.tie_word_embeddings = False
         return config
+
+    def _quality_gate(self) -> QualityGate | None:
+        """None where nothing is measured: the graph is not quantised, or is not exported now."""
+        is_measured = self.quantization is not None and "batchful" in self.request.parts
+        if not is_measured and self.request.quality_options:
+            raise ExportError(
+                f"{self.request.quality_options[0]} is for exports of a quantised batchful part; give "
+                "--quantize int8 or int4, or leave it out"
+            )
+        if not is_measured or not self.request.quality:
+            return None
+        config = self.meta.config
+        return QualityGate(
+            self.request, self.checkpoint, context=config.max_position_embeddings, vocab=config.vocab_size
+        )
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """The tensors that this export takes from the checkpoint, as the config wants them."""
@@ -251,6 +272,7 @@ class _Export:
             parts={part: parts[part] for part in PARTS if part in parts},
             files={name: files[name] for name in sorted(used) if name in files},
             quantization=self.quantization,
+            quality=self.kept.quality if self.kept else {},
             libraries={name: importlib.metadata.version(name) for name in ("cleave", *_LIBRARIES)},
         )
 

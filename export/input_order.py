@@ -39,3 +39,12 @@ def reorder_inputs(model: ir.Model, orders: Mapping[str, str]) -> None:
                 reordered[id(x), name] = gather.outputs[0]
             node.replace_input_with(0, reordered[id(x), name])
     graph.inputs.extend(added.values())
+
+
+def order_of(x: ir.Value) -> str | None:
+    """The name of the order in which `reorder_inputs` made `x`; None for another value."""
+    node = x.producer()
+    if node is None or node.op_type != "Gather" or node.attributes.get_int("axis", 0) != 1:
+        return None
+    order = node.inputs[1]
+    return None if order is None else str(order.name)

@@ -25,7 +25,7 @@ _ROWS = 512
 _Arrays = dict[str, npt.NDArray[Any]]
 
 Weights = Callable[[str], npt.NDArray[Any]]
-"""Gives a weight by its name in the graph: float32, or the integers of a quantised one."""
+"""Gives a weight by its name in the graph, as it is stored: floats are widened to float32."""
 Advance = Callable[[], None]
 """Called after each piece."""
 
@@ -98,7 +98,12 @@ def _attend(
 
 
 def _piece_session(piece: Piece, weights: Weights) -> ort.InferenceSession:
-    return _session(widen(piece.model), {name: weights(tensor) for name, tensor in piece.weights.items()})
+    stored = {name: weights(tensor) for name, tensor in piece.weights.items()}
+    wide = {
+        name: np.ascontiguousarray(array, array.dtype if array.dtype.kind in "iu" else np.float32)
+        for name, array in stored.items()
+    }
+    return _session(widen(piece.model), wide)
 
 
 def _session(model: onnx.ModelProto, weights: _Arrays) -> ort.InferenceSession:

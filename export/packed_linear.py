@@ -192,6 +192,11 @@ class PackedLinear:
         return self._tensor(suffix).mapped()
 
 
+def is_packed(name: str) -> bool:
+    """Whether a tensor of a quantised checkpoint is part of a quantised matrix, by its name."""
+    return name.rpartition(".")[2] in SUFFIXES
+
+
 def _nibbles(packed: _Array) -> npt.NDArray[np.uint8]:
     """[rows, columns] int32 -> [rows, columns * 8], the lowest four bits first."""
     halves = packed.astype("<i4", copy=False).view(np.uint8)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from cleave.errors import ExportError
 from cleave.export.calibration import Windows
-from cleave.export.layerwise import Layerwise
+from cleave.export.layerwise import Advance, Layerwise
 
 MAX_KL = 0.1
 """Nats a token, on average. A KL divergence of d means: a text that the float32 model itself would write has
@@ -74,14 +74,25 @@ class Quality:
             )
 
 
-def compare(model: Layerwise, reference: Layerwise | None, windows: Windows, *, text: str) -> Quality:
-    """Compare what two models make of the same windows, which both have read; see `Layerwise`."""
+def compare(
+    model: Layerwise,
+    reference: Layerwise | None,
+    windows: Windows,
+    *,
+    text: str,
+    advance: Advance = lambda: None,
+) -> Quality:
+    """Compare what two models make of the same windows, which both have read.
+
+    `text` is what they are of; `advance` is called after each. Without a reference there is a perplexity
+    and nothing else.
+    """
     losses: list[_Floats] = []
     reference_losses: list[_Floats] = []
     divergences: list[_Floats] = []
     same: list[npt.NDArray[np.bool_]] = []
     tokens = 0
-    for start, stop, following in _blocks(windows):
+    for start, stop, following, is_last in _blocks(windows):
         got = _log_softmax(model.logits(start, stop))
         losses.append(-got[np.arange(len(following)), following])
         tokens += len(got)
@@ -90,6 +101,8 @@ def compare(model: Layerwise, reference: Layerwise | None, windows: Windows, *, 
             reference_losses.append(-wanted[np.arange(len(following)), following])
             divergences.append((np.exp(wanted) * (wanted - got)).sum(1))
             same.append(got.argmax(1) == wanted.argmax(1))
+        if is_last:
+            advance()
     perplexity = _perplexity(losses)
     if reference is None:
         return Quality(text, tokens, perplexity)
@@ -106,13 +119,13 @@ def compare(model: Layerwise, reference: Layerwise | None, windows: Windows, *, 
     )
 
 
-def _blocks(windows: Windows) -> Iterator[tuple[int, int, npt.NDArray[np.int64]]]:
-    """(first row, row after the last, next token of each row but maybe the last)."""
+def _blocks(windows: Windows) -> Iterator[tuple[int, int, npt.NDArray[np.int64], bool]]:
+    """(first row, row after the last, next token of each row that has one, whether its window ends)."""
     first = 0
     for window in windows:
         for start in range(1, len(window), _ROWS):
             stop = min(start + _ROWS, len(window))
-            yield first + start, first + stop, window[start + 1 : stop + 1]
+            yield first + start, first + stop, window[start + 1 : stop + 1], stop == len(window)
         first += len(window)
 
 

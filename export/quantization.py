@@ -27,6 +27,8 @@ class QuantizedTensor:
     members: tuple[tuple[str, int], ...]
     """Each matrix as the checkpoint calls it, and its outputs."""
     inputs: int
+    order: str | None = None
+    """The tensor that says where each stored input is in the model (act-order); None: in the same place."""
 
     @property
     def out(self) -> int:
@@ -106,7 +108,10 @@ def embedding_stored(name: str, vocab: int, hidden: int) -> Sequence[Described]:
 
 def _tensor(data: Mapping[str, Any]) -> QuantizedTensor:
     members = tuple((str(name), int(out)) for name, out in data["members"])
-    made = QuantizedTensor(str(data["name"]), members, int(data["inputs"]))
+    order = data.get("order")
+    made = QuantizedTensor(
+        str(data["name"]), members, int(data["inputs"]), None if order is None else str(order)
+    )
     if min(made.inputs, *(out for _, out in members)) < 1:
         raise ValueError(f"a size of {made.name} is not positive")
     return made

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +95,12 @@ class QuantizedCheckpoint:
     def dequantize(self, name: str) -> npt.NDArray[np.float32]:
         """A matrix of `shapes` or `dequantized_shapes` in float32, [out, in], in the order of the model."""
         return {**self._linears, **self._dequantized}[name].dequantize()
+
+    def all_dequantized(self, num_layers: int) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
+        """Every matrix of the first layers by its name, as `dequantize` gives it, one at a time."""
+        for name in (*self._linears, *self._dequantized):
+            if _layer(name) == "*" or int(_layer(name)) < num_layers:
+                yield name, self.dequantize(name)
 
     def check_biases(self, wanted: Iterable[str]) -> None:
         """Quantisers write biases of zeros; a model without biases does without them.

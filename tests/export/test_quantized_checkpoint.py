@@ -92,3 +92,11 @@ def test_logits(plain: Path, tmp_path: Path, case: str) -> None:
     for in_floats, tolerance in ((True, EXACT), (False, AS_RUN)):
         got = artifact_logits(tmp_path / "artifact", tokens, in_floats=in_floats)
         assert relative_error(got, expected) < tolerance
+
+
+@pytest.mark.parametrize("case", ["gptq_act_order", "awq_32"])
+def test_the_export_checks_itself_against_transformers(plain: Path, tmp_path: Path, case: str) -> None:
+    packed, _ = pack_checkpoint(plain, tmp_path, CASES[case][0])
+    manifest = export(ExportRequest(str(packed), tmp_path / "artifact", num_layers=2))
+    assert manifest.check["relative_error"] < EXACT
+    assert manifest.check["integer_operators_relative_error"] < AS_RUN
