@@ -21,6 +21,7 @@ from cleave.kvcache.memory_plan import ITEM_BYTES
 from cleave.kvcache.server import AttentionServer
 from cleave.runtime.backend_choice import backend_options, choose_backend
 from cleave.runtime.chat import Chat, Message
+from cleave.runtime.device_tokens import device_tokens
 from cleave.runtime.engine_cache.cache import EngineCache
 from cleave.runtime.engines.engine import (
     Engine,
@@ -30,7 +31,6 @@ from cleave.runtime.engines.engine import (
     create_engine,
     device_engine,
 )
-from cleave.runtime.pending import DeviceTokens, LikeliestTokens
 from cleave.runtime.request import Prompt
 from cleave.runtime.sampling import checks
 from cleave.runtime.sampling.state import SamplingState
@@ -47,14 +47,9 @@ _GPU_MEMORY_SHARE = 0.9
 _STEP_TOKENS = (512, 8192)
 """Rows of the largest step on a CPU and on a GPU."""
 _COUNTS = (
-    "max_model_len",
-    "kv_cache_bytes",
-    "max_tokens_per_step",
-    "max_sequences",
-    "page_size",
-    "threads",
-    "max_unread_tokens",
-)
+    "max_model_len", "kv_cache_bytes", "max_tokens_per_step", "max_sequences", "page_size",
+    "threads", "max_unread_tokens",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +125,7 @@ class Model:
         checking = progress and _telling("checking", progress)
         artifact = Artifact.open(folder, verify=options.verify, progress=checking)
         manifest = artifact.manifest
-        self.folder = artifact.folder
-        self.dtype = manifest.dtype
+        self.folder, self.dtype = artifact.folder, manifest.dtype
         self.options = options
         self.max_length = self._bounded_length(manifest.max_position)
         self.tokenizer = Tokenizer(artifact.tokenizer_file, manifest.vocab_size)
@@ -152,6 +146,10 @@ class Model:
         )
         for note in self.engine.notes:
             _log.warning("%s", note)
+        self.device_tokens = (
+            device_tokens(self.engine, manifest.vocab_size, chosen) if options.ahead else None
+        )
+        """What chooses the tokens of steps that are started ahead; None where none are."""
         self.page_bytes = page_bytes(manifest.layer_specs, options.page_size, ITEM_BYTES[self.engine.dtype])
         backend = choose_backend(options.attention, self.engine, deterministic=options.deterministic)
         self.attention_backend = backend
@@ -170,10 +168,6 @@ class Model:
         on_device = device_engine(self.engine)
         if on_device is not None and on_device.batch_sizes:
             warm_up(on_device, self.attention)
-        self.device_tokens: DeviceTokens | None = None
-        """What chooses the tokens of steps that are started ahead; None where none are."""
-        if on_device is not None and options.ahead:
-            self.device_tokens = LikeliestTokens(on_device.device)
 
     def sequence(
         self,

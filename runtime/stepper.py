@@ -111,6 +111,12 @@ class Stepper:
             if logprobs is not None:
                 outcome.logprobs[sequence.id] = logprobs
 
+    def forget(self, sequences: list[int]) -> None:
+        """They have ended, or their tokens in flight were lost."""
+        if self._tokens is not None:
+            for sequence in sequences:
+                self._tokens.forget(sequence)
+
     def run(self, step: Step, outcome: StepOutcome) -> None:
         """Run a step and fill in `outcome`, part by part.
 

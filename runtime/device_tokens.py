@@ -1,0 +1,61 @@
+"""Tokens of every kind of request, chosen on a GPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cleave.runtime.engines.engine import DeviceOutput, Engine, EngineOptions, device_engine
+from cleave.runtime.logit_rows import LogitRows
+from cleave.runtime.pending import DeviceTokens, LikeliestTokens, Pending
+from cleave.runtime.sampling.state import SamplingState
+
+if TYPE_CHECKING:
+    from cleave.runtime.sampling.device.sampler import DeviceSampler
+
+
+class SampledTokens:
+    """Those that the engine has chosen where all are the likeliest, else the device sampler's.
+
+    See `DeviceTokens`.
+    """
+
+    def __init__(self, likeliest: LikeliestTokens, sampler: DeviceSampler) -> None:
+        self._likeliest = likeliest
+        self._sampler = sampler
+
+    def takes(self, state: SamplingState | None) -> bool:
+        """See `DeviceTokens`."""
+        return self._sampler.takes(state)
+
+    def choose(self, output: DeviceOutput, wanted: LogitRows) -> Pending:
+        """See `DeviceTokens`."""
+        if all(state is None for state in wanted.states):
+            return self._likeliest.choose(output, wanted)
+        from cleave.runtime.sampling.device.row import SampledRow
+
+        rows = [
+            SampledRow(owner.id, state, len(owner.output) + owner.in_flight)
+            for owner, state in zip(wanted.owners, wanted.states, strict=True)
+        ]
+        return self._sampler.sample(output.logits, rows)
+
+    def forget(self, sequence: int) -> None:
+        """See `DeviceTokens`."""
+        self._sampler.forget(sequence)
+
+
+def device_tokens(engine: Engine, vocab_size: int, options: EngineOptions) -> DeviceTokens | None:
+    """What chooses tokens beside an engine; None where it is no DeviceEngine.
+
+    On the CPU these are only the likeliest, elsewhere those of any request that the device sampler takes.
+    """
+    if device_engine(engine) is None:
+        return None
+    likeliest = LikeliestTokens(engine.device)
+    if engine.device == "cpu":
+        return likeliest
+    # Here, since it brings in Triton, which only GPUs need.
+    from cleave.runtime.sampling.device.sampler import DeviceSampler
+
+    rows = min(options.max_tokens, options.max_sequences)
+    return SampledTokens(likeliest, DeviceSampler(vocab_size, engine.device, rows))
