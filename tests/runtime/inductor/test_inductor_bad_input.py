@@ -15,7 +15,8 @@ from cleave.runtime.engines.engine import best_engine_kind
 from cleave.runtime.engines.inductor import device as device_module
 from cleave.runtime.engines.inductor.device import check_device
 from cleave.runtime.engines.inductor.graphs import batch_sizes
-from cleave.runtime.model import Model, ModelOptions
+from cleave.runtime.model import Model
+from cleave.runtime.model_options import ModelOptions
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without an NVIDIA GPU")
 
