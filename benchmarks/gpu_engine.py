@@ -69,7 +69,7 @@ def measure(
 
 
 def kernel_tables(shape: str, folder: Path, attention: str) -> dict[str, Any]:
-    """Every kernel of a decode step of the batches `PROFILED`, and the seconds of the step without profiler."""
+    """Every kernel of a decode step of the batches `PROFILED`, and the seconds of that step by itself."""
     from random_artifact import random_artifact
 
     artifact = random_artifact(shape, folder / shape)

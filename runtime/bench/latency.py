@@ -19,7 +19,8 @@ from cleave.runtime.bench.limits import CpuProbe, Limits, last_level_cache
 from cleave.runtime.bench.lockstep import Lockstep, decode_steps, ending_rows, prefill_steps
 from cleave.runtime.bench.phase import Phase, Run, middle_limits
 from cleave.runtime.bench.quiet import OthersWatch
-from cleave.runtime.model import Model, ModelOptions
+from cleave.runtime.model import Model
+from cleave.runtime.model_options import ModelOptions
 
 Progress = Callable[[int, int], None]
 """Called with the repetitions done and those in all, warm-ups included."""

@@ -11,7 +11,8 @@ from cleave.runtime.compare.difference import Comparison, compare_traces, tolera
 from cleave.runtime.compare.engine_run import trace_engine
 from cleave.runtime.compare.trace import Trace
 from cleave.runtime.compare.truth import trace_transformers
-from cleave.runtime.model import Model, ModelOptions
+from cleave.runtime.model import Model
+from cleave.runtime.model_options import ModelOptions
 
 
 @dataclass(frozen=True, slots=True)

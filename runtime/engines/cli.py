@@ -15,7 +15,7 @@ from cleave.runtime.engine_cache.cache import EngineCache
 from cleave.runtime.engine_cache.table import SHORT
 from cleave.runtime.engines.builder import EngineBuilder, get_engine
 from cleave.runtime.engines.engine import check_engine_kind, engine_builder, engine_kinds, engine_label
-from cleave.runtime.model import ModelOptions, engine_options
+from cleave.runtime.model_options import ModelOptions, engine_options
 
 Device = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda or cuda:1. Default: what the engine is made for.")

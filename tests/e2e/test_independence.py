@@ -10,7 +10,8 @@ import numpy.typing as npt
 import pytest
 
 from cleave.kvcache.step import Chunk
-from cleave.runtime.model import Model, ModelOptions
+from cleave.runtime.model import Model
+from cleave.runtime.model_options import ModelOptions
 
 Logits = npt.NDArray[np.float32]
 

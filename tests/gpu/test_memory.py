@@ -12,7 +12,8 @@ import torch
 from cleave import LLM, SamplingParams
 from cleave.errors import EngineError
 from cleave.kvcache.step import Chunk
-from cleave.runtime.model import Model, ModelOptions
+from cleave.runtime.model import Model
+from cleave.runtime.model_options import ModelOptions
 
 pytestmark = [
     pytest.mark.gpu,
