@@ -87,10 +87,10 @@ def attend(
             k = tl.load(keys + at)
             v = tl.load(values + at)
         s = capped(product(q, tl.trans(k), None, WIDEN), SCALE, SOFTCAP)
-        if MASKED:
-            s = tl.where(stored[None, :], s, LOWEST)
-        if CAUSAL:
+        if CAUSAL:  # hides what is not stored too
             s = tl.where(n[None, :] <= position[:, None], s, LOWEST)
+        elif MASKED:
+            s = tl.where(stored[None, :], s, LOWEST)
         if WINDOW > 0:
             s = tl.where(n[None, :] > position[:, None] - WINDOW, s, LOWEST)
         higher = tl.maximum(top, tl.max(s, 1) * UNIT)

@@ -82,9 +82,10 @@ def decode_kernel(
 ):  # fmt: skip
     """A span of one sequence's history, for one token and one KV head; items [room, 8] int32.
 
-    With MANY there may be more of them than programs, which then have several in turn. The program of a last span also appends the token itself, whose key and value it takes from k and v.
-    Of the programs that share a row, the one that ends last adds up what all have left in `sums`, in
-    the order of the spans, whoever it is. Rows of out from `tokens` to `rows` are cleared.
+    With MANY there may be more of them than programs, which then have several in turn. The program of a
+    last span also appends the token itself, whose key and value it takes from k and v. Of the programs
+    that share a row, the one that ends last adds up what all have left in `sums`, in the order of the
+    spans, whoever it is. Rows of out from `tokens` to `rows` are cleared.
 
     EARLY: the kernel was launched before the last one ended. Until it has, nothing of its is read and
     nothing is written; the numbers of the step and the history are older, and FETCH keys are on their way.
