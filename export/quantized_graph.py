@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from cleave.errors import ExportError
@@ -119,7 +121,7 @@ class _Rewriter:
         split = self._constant(f"split_{'_'.join(map(str, sizes))}", sizes)
         node = ir.Node("", "Split", [product, split], [ir.AttrInt64("axis", 1)], num_outputs=len(sizes))
         self.graph.insert_before(before, node)
-        return node.outputs
+        return list(node.outputs)
 
     def _replace(self, node: ir.Node, result: ir.Value) -> None:
         """Put `result` (plus the bias, if there is one) in the place of a linear layer and its weight."""
@@ -148,7 +150,7 @@ class _Rewriter:
         self.graph.inputs.append(value)
         return value
 
-    def _constant(self, name: str, array: np.ndarray) -> ir.Value:  # type: ignore[type-arg]
+    def _constant(self, name: str, array: npt.NDArray[Any]) -> ir.Value:
         if name not in self._constants:
             value = ir.Value(name=name, const_value=ir.Tensor(array, name=name))
             value.shape, value.type = (

@@ -13,6 +13,7 @@ from command import cleave, contents
 from damage import copy_of, edit_json
 
 from cleave.export.artifact import Artifact
+from cleave.export.quantization import METHODS
 from cleave.runtime.engine_cache.cache import EngineCache
 from cleave.runtime.engines import onnxruntime
 from cleave.runtime.engines.builder import get_engine
@@ -48,15 +49,20 @@ def save(artifact: Artifact, cache: EngineCache) -> None:
         assert built.was_built
 
 
-@pytest.mark.parametrize("variant", ["gqa", "one_layer", "tied", "demo"])
+@pytest.mark.parametrize("variant", ["gqa", "one_layer", "tied", "demo", "int8", "int4"])
 def test_saved_pieces_compute_the_same_bits_for_every_number_of_rows(
     artifact: Callable[[str], Path],
+    quantized_artifact: Callable[..., Path],
     demo_artifact: Path,
     cache: EngineCache,
     variant: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    opened = Artifact.open(demo_artifact if variant == "demo" else artifact(variant))
+    if variant in METHODS:
+        folder = quantized_artifact("gqa", quantize=variant)
+    else:
+        folder = demo_artifact if variant == "demo" else artifact(variant)
+    opened = Artifact.open(folder)
     packed = create_engine("onnxruntime", opened, OPTIONS, cache=cache)
     expected = [logits(packed, tokens) for tokens in (1, 2, 7, 64)]
     save(opened, cache)
