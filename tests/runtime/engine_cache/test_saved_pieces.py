@@ -13,11 +13,10 @@ from command import cleave, contents
 from damage import copy_of, edit_json
 
 from cleave.export.artifact import Artifact
-from cleave.export.quantization import METHODS
 from cleave.runtime.engine_cache.cache import EngineCache
 from cleave.runtime.engines import onnxruntime
 from cleave.runtime.engines.builder import get_engine
-from cleave.runtime.engines.engine import EngineOptions, create_engine
+from cleave.runtime.engines.engine import EngineOptions, create_engine, engine_builder
 from cleave.runtime.engines.onnxruntime_builder import OnnxRuntimeBuilder
 
 OPTIONS = EngineOptions(max_tokens=64, threads=2)
@@ -49,7 +48,7 @@ def save(artifact: Artifact, cache: EngineCache) -> None:
         assert built.was_built
 
 
-@pytest.mark.parametrize("variant", ["gqa", "one_layer", "tied", "demo", "int8", "int4"])
+@pytest.mark.parametrize("variant", ["gqa", "one_layer", "tied", "demo", "int8"])
 def test_saved_pieces_compute_the_same_bits_for_every_number_of_rows(
     artifact: Callable[[str], Path],
     quantized_artifact: Callable[..., Path],
@@ -58,7 +57,7 @@ def test_saved_pieces_compute_the_same_bits_for_every_number_of_rows(
     variant: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if variant in METHODS:
+    if variant == "int8":
         folder = quantized_artifact("gqa", quantize=variant)
     else:
         folder = demo_artifact if variant == "demo" else artifact(variant)
@@ -72,6 +71,15 @@ def test_saved_pieces_compute_the_same_bits_for_every_number_of_rows(
     assert [logits(saved, tokens) for tokens in (1, 2, 7, 64)] == expected
     packed.close()
     saved.close()
+
+
+def test_int4_has_nothing_to_build(quantized_artifact: Callable[..., Path]) -> None:
+    """What ONNX Runtime saves of MatMulNBits gives other values when it is loaded."""
+    folder = quantized_artifact("gqa", quantize="int4")
+    assert engine_builder("onnxruntime", Artifact.open(folder), OPTIONS) is None
+    ended = cleave("build", folder, "--engine", "onnxruntime")
+    assert ended.code == 2
+    assert "no build step" in ended.err
 
 
 def test_packed_weights_are_what_is_saved(artifact: Callable[[str], Path], cache: EngineCache) -> None:
