@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from cleave.crew import code
 
@@ -22,8 +22,10 @@ class PoolCrew:
         """See `Crew.run`."""
         helpers = min(parts, self.threads) - 1
         code.publish(self._words, function, block, parts, helpers)
-        futures = [self._pool.submit(code.work, self._words, thread) for thread in range(1, helpers + 1)]
+        futures: list[Future[None]] = []
         try:
+            for thread in range(1, helpers + 1):
+                futures.append(self._pool.submit(code.work, self._words, thread))  # noqa: PERF401
             code.work(self._words, 0)
         finally:
             # Also where this thread is interrupted: nobody may compute after run() has ended.
