@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
-from cleave.crew import Crew, make_crew
+from cleave.crew.crew import Crew, make_crew
 from cleave.errors import AttentionError
 from cleave.kvcache.backend import CacheShape
 from cleave.kvcache.backends import cpu_kernel
