@@ -145,7 +145,8 @@ class Artifact:
         scales = self.weight(self.manifest.embedding + SCALE)
 
         def dequantized(token_ids: npt.NDArray[Any]) -> npt.NDArray[Any]:
-            return table[token_ids] * scales[token_ids, None]
+            rows: npt.NDArray[Any] = table[token_ids] * scales[token_ids, None]
+            return rows
 
         return dequantized
 

@@ -1,4 +1,4 @@
-"""How an export is to be quantised: by what was asked for, what is there already, and what the checkpoint is."""
+"""How an export is to be quantised: what was asked for, what is there already, what the checkpoint is."""
 
 from __future__ import annotations
 

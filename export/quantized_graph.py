@@ -8,15 +8,16 @@ input become one, and the input is quantised once.
 
 from __future__ import annotations
 
-import os.path
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from cleave.errors import ExportError
-from cleave.export.quantization import SCALE, ZERO_POINT, Quantization, QuantizedTensor
+from cleave.export.quantization import Quantization, QuantizedTensor
 from cleave.export.quantized import check_group_size
 from cleave.export.trace import EMBEDDING, LM_HEAD
 
@@ -69,6 +70,8 @@ class _Rewriter:
         self.quantization = quantization
         self.tensors: list[QuantizedTensor] = []
         self._constants: dict[str, ir.Value] = {}
+        self._layer = ""
+        """What the nodes that are added now are named after."""
 
     def rewrite(self, nodes: Sequence[ir.Node]) -> None:
         """Linear layers of one input, in the order of the graph, become one product and a Split."""
@@ -81,6 +84,7 @@ class _Rewriter:
             _width(x),
         )
         self.tensors.append(tensor)
+        self._layer = tensor.name.removesuffix(".weight")
         weights = [self._input(*described) for described in self.quantization.stored(tensor)]
         product = (
             self._int8(first, x, weights) if len(weights) == 2 else self._int4(first, x, weights, tensor)
@@ -116,15 +120,17 @@ class _Rewriter:
     def _split(self, before: ir.Node, product: ir.Value, tensor: QuantizedTensor) -> Sequence[ir.Value]:
         sizes = np.array([out for _, out in tensor.members], np.int64)
         split = self._constant(f"split_{'_'.join(map(str, sizes))}", sizes)
-        node = ir.Node("", "Split", [product, split], [ir.AttrInt64("axis", 1)], num_outputs=len(sizes))
+        name, axis = f"{self._layer}/Split", ir.AttrInt64("axis", 1)
+        node = ir.Node("", "Split", [product, split], [axis], num_outputs=len(sizes), name=name)
         self.graph.insert_before(before, node)
-        return node.outputs
+        return list(node.outputs)
 
     def _replace(self, node: ir.Node, result: ir.Value) -> None:
         """Put `result` (plus the bias, if there is one) in the place of a linear layer and its weight."""
         output, weight = node.outputs[0], _given(node, 1)
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         if bias is not None:
+            self._layer = str(weight.name).removesuffix(".weight")
             result = self._add(node, "Add", [result, bias])
         result.shape, result.type = output.shape, output.type
         name = output.name
@@ -138,7 +144,8 @@ class _Rewriter:
         self, before: ir.Node, kind: str, inputs: Sequence[ir.Value], *, domain: str = "", **attributes: int
     ) -> ir.Value:
         attached = [ir.AttrInt64(name, value) for name, value in attributes.items()]
-        node = ir.Node(domain, kind, inputs, attached)
+        node = ir.Node(domain, kind, inputs, attached, name=f"{self._layer}/{kind}")
+        node.outputs[0].name = node.name
         self.graph.insert_before(before, node)
         return node.outputs[0]
 
@@ -147,7 +154,7 @@ class _Rewriter:
         self.graph.inputs.append(value)
         return value
 
-    def _constant(self, name: str, array: np.ndarray) -> ir.Value:  # type: ignore[type-arg]
+    def _constant(self, name: str, array: npt.NDArray[Any]) -> ir.Value:
         if name not in self._constants:
             value = ir.Value(name=name, const_value=ir.Tensor(array, name=name))
             value.shape, value.type = (
@@ -174,10 +181,7 @@ def _width(value: ir.Value) -> int:
 
 
 def _joined(names: Sequence[str]) -> str:
-    """One name for several: "layers.0.attn.q_proj.weight" and "...k_proj.weight" give "...q_proj+k_proj.weight"."""
-    if len(names) == 1:
-        return names[0]
-    stems = [name.removesuffix(".weight") for name in names]
-    parent = os.path.commonprefix([stem.rpartition(".")[0] + "." for stem in stems])
-    parent = parent[: parent.rfind(".") + 1]
-    return parent + "+".join(stem[len(parent) :] for stem in stems) + ".weight"
+    """One name for all: "attn.q_proj.weight" and "attn.k_proj.weight" are "attn.q_proj+k_proj.weight"."""
+    first, *others = (name.removesuffix(".weight") for name in names)
+    parent = first.rpartition(".")[0] + "."
+    return "+".join([first, *(other.removeprefix(parent) for other in others)]) + ".weight"

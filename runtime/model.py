@@ -132,7 +132,7 @@ class Model:
         self.chat = Chat(artifact)
         self.grammars = GrammarCompiler(self.tokenizer, self.eos_token_ids, threads=options.threads)
         self.sampling_defaults = SamplingDefaults.from_generation_config(artifact.generation_config)
-        kind = options.engine or best_engine_kind()
+        kind = options.engine or best_engine_kind(artifact)
         chosen = engine_options(kind, options, self.max_length)
         rows = chosen.max_tokens
         self.engine: Engine = create_engine(
