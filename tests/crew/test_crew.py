@@ -31,7 +31,11 @@ def crew(request: pytest.FixtureRequest) -> Iterator[Crew]:
 
 every_size = pytest.mark.parametrize(
     "crew",
-    [pytest.param((make, threads), id=f"{name}-{threads}") for name, make in KINDS.items() for threads in (1, 2, 9)],
+    [
+        pytest.param((make, threads), id=f"{name}-{threads}")
+        for name, make in KINDS.items()
+        for threads in (1, 2, 9)
+    ],
     indirect=True,
 )
 
