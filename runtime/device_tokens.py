@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
-
 from cleave.runtime.engines.engine import DeviceOutput, Engine, EngineOptions, device_engine
 from cleave.runtime.logit_rows import LogitRows
 from cleave.runtime.pending import DeviceTokens, LikeliestTokens, Pending
+from cleave.runtime.sampling.device.create import create_device_sampler
+from cleave.runtime.sampling.device.interface import TokenSampler
 from cleave.runtime.sampling.state import SamplingState
-
-
-class _Sampler(Protocol):
-    """See `cleave.runtime.sampling.device.sampler.DeviceSampler`, which brings in torch and Triton."""
-
-    def takes(self, state: SamplingState | None) -> bool: ...
-
-    def sample(self, logits: Any, rows: Sequence[Any]) -> Pending: ...
-
-    def forget(self, sequence: int) -> None: ...
 
 
 class SampledTokens:
@@ -27,7 +16,7 @@ class SampledTokens:
     See `DeviceTokens`.
     """
 
-    def __init__(self, likeliest: LikeliestTokens, sampler: _Sampler) -> None:
+    def __init__(self, likeliest: LikeliestTokens, sampler: TokenSampler) -> None:
         self._likeliest = likeliest
         self._sampler = sampler
 
@@ -55,15 +44,11 @@ class SampledTokens:
 def device_tokens(engine: Engine, vocab_size: int, options: EngineOptions) -> DeviceTokens | None:
     """What chooses tokens beside an engine; None where it is no DeviceEngine.
 
-    On the CPU these are only the likeliest, elsewhere those of any request that the device sampler takes.
+    Without a device sampler these are only the likeliest. Raises EngineError where the device has no room
+    for it.
     """
     if device_engine(engine) is None:
         return None
     likeliest = LikeliestTokens(engine.device)
-    if engine.device == "cpu":
-        return likeliest
-    # Here, since it brings in Triton, which only GPUs need.
-    from cleave.runtime.sampling.device.sampler import DeviceSampler
-
-    rows = min(options.max_tokens, options.max_sequences)
-    return SampledTokens(likeliest, DeviceSampler(vocab_size, engine.device, rows))
+    sampler = create_device_sampler(vocab_size, engine.device, min(options.max_tokens, options.max_sequences))
+    return likeliest if sampler is None else SampledTokens(likeliest, sampler)

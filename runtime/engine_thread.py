@@ -42,6 +42,7 @@ class EngineThread:
             model.attention.pages,
             max_tokens=model.max_tokens_per_step,
             max_sequences=model.options.max_sequences,
+            fixed_cuts=model.has_fixed_cuts,
         )
         stepper = Stepper(model.engine, model.attention, model.device_tokens)
         self._loop = StepLoop(self._scheduler, stepper)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from cleave.kvcache.budget import pages_for
+from cleave.runtime.cuts import fixed_cut
 from cleave.runtime.draft import Draft
 from cleave.runtime.ledger import Ledger
 from cleave.runtime.sequence import Sequence
@@ -91,14 +92,17 @@ class Scheduler(Ledger):
 
     def _prefill(self, sequence: Sequence, draft: Draft) -> None:
         """As many tokens of a prompt as budget and pages allow; at least one of the most urgent."""
-        wanted = min(sequence.pending, draft.budget)
-        count = draft.fitting(sequence, wanted)
-        while not count and self._running.last is not sequence:
+        wanted = self._cut(sequence, min(sequence.pending, draft.budget))
+        count = self._cut(sequence, draft.fitting(sequence, wanted))
+        while wanted and not count and self._running.last is not sequence:
             self._preempt(self._running.last, draft)
-            count = draft.fitting(sequence, wanted)
+            count = self._cut(sequence, draft.fitting(sequence, wanted))
         if count:
             draft.room -= draft.new_pages(sequence.cached, count)
             draft.put(sequence, count)
+
+    def _cut(self, sequence: Sequence, count: int) -> int:
+        return fixed_cut(sequence, count) if self._fixed_cuts else count
 
     def _admit(self, head: Sequence, draft: Draft) -> bool:
         """Let a waiting sequence run if it fits, at the expense of less urgent ones if that is enough."""

@@ -11,11 +11,15 @@ import torch
 T = TypeVar("T")
 
 
-def batch_sizes(max_sequences: int) -> tuple[int, ...]:
-    """The sizes that decode steps are padded to: powers of two, from 32 on every eighth, and the largest."""
-    sizes = [size for size in (1, 2, 4, 8, 16) if size < max_sequences]
-    sizes += range(32, max_sequences, 8)
-    return (*sizes, max_sequences)
+def batch_sizes(max_sequences: int, least: int = 1) -> tuple[int, ...]:
+    """The sizes that decode steps are padded to: powers of two, from 32 on every eighth, and the largest.
+
+    None is below `least`.
+    """
+    largest = max(least, max_sequences)
+    sizes = [size for size in (1, 2, 4, 8, 16) if least <= size < largest]
+    sizes += range(32, largest, 8)
+    return (*sizes, largest)
 
 
 class DecodeGraphs:

@@ -2,8 +2,8 @@
 
 The edge is a value of the row: the smallest with less than is wanted strictly above it, counted or weighed.
 Where only top-p is asked for, the masses above some bounds, and then above some bounds between two of those,
-say where it lies; top-k has a lower bound in the block maxima. What can be the edge is gathered in a list, and
-one program for each row finds it there. The list has no order, so it is weighed in whole numbers.
+say where it lies; top-k has a lower bound in the block maxima. What can be the edge is gathered in a list,
+and one program for each row finds it there. The list has no order, so it is weighed in whole numbers.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def narrowed(bounds, above, wanted, first, last, base):
 
 @triton.jit
 def sum_of(parts, row, programs, PROGRAMS: tl.constexpr):
-    """[BOUNDS] float64: what all programs of a row found above their bounds. parts [rows, programs, BOUNDS]"""
+    """[BOUNDS] float64: the sums of parts [rows, programs, BOUNDS] over the programs of a row."""
     program = tl.arange(0, PROGRAMS)[:, None]
     at = (row * programs + program) * BOUNDS + tl.arange(0, BOUNDS)[None, :]
     return tl.sum(tl.load(parts + at, mask=program < programs, other=0.0).to(tl.float64), 0)
@@ -118,7 +118,7 @@ def bounds_kernel(
         scale = tl.load(row_reals + SCALE).to(tl.float32)
         top = top_of(peaks, row, blocks, SIZE)
         if IS_FINE:
-            wanted, first, last, base = coarse_part(coarse, row, row_reals, top, programs, PROGRAMS)
+            _, first, last, _ = coarse_part(coarse, row, row_reals, top, programs, PROGRAMS)
             bounds = fine_bounds(first, last, top)
         else:
             bounds = coarse_bounds(top, row_reals)
@@ -175,7 +175,7 @@ def gather_kernel(
             first = tl.maximum(least_of(top, row_reals), peak_bound(peaks, row, blocks, top_k, SIZE))
             last = tl.full([], float("inf"), tl.float32)
         else:
-            wanted, first, last, base = fine_part(coarse, fine, row, row_reals, top, programs, PROGRAMS)
+            _, first, last, _ = fine_part(coarse, fine, row, row_reals, top, programs, PROGRAMS)
         token = tl.program_id(1) * BLOCKS * BLOCK + tl.arange(0, BLOCKS * BLOCK)
         value = load_from(source, peaks + row * blocks, token, vocab, first)
         is_in = (value >= first) & (value < last) & (value > float("-inf"))
@@ -191,7 +191,7 @@ def list_weights(listed, start, number, top, scale, low, high, IS_MASS: tl.const
     """SIZE numbers of a list, and their weights from `low` to `high` in whole numbers; 1 without IS_MASS."""
     index = start + tl.arange(0, SIZE)
     value = tl.load(listed + index, mask=index < number, other=float("-inf"))
-    is_in = (value >= low) & (value <= high)
+    is_in = (index < number) & (value >= low) & (value <= high)
     if IS_MASS:
         whole = (weight(value, top, scale, low).to(tl.float64) * UNIT).to(tl.int64)
     else:
@@ -207,7 +207,7 @@ def list_range(listed, number, first, last, most, SIZE: tl.constexpr):
     for start in range(0, number, SIZE):
         index = start + tl.arange(0, SIZE)
         value = tl.load(listed + index, mask=index < number, other=float("-inf"))
-        is_in = (value >= first) & (value < last) & (value <= most)
+        is_in = (index < number) & (value >= first) & (value < last) & (value <= most)
         low = tl.minimum(low, tl.where(is_in, value, float("inf")))
         high = tl.maximum(high, tl.where(is_in, value, float("-inf")))
     return tl.min(low, 0), tl.max(high, 0)
@@ -259,7 +259,7 @@ def cut_kernel(
             if top_p < 1.0:
                 total = tl.zeros([LIST], tl.int64)
                 for start in range(0, number, LIST):
-                    value, whole = list_weights(values, start, number, top, scale, cut, top, True, LIST)
+                    _, whole = list_weights(values, start, number, top, scale, cut, top, True, LIST)
                     total += whole
                 wanted = top_p * (tl.sum(total, 0).to(tl.float64) / UNIT)
                 cut = edge_of(values, number, zero, wanted, top, scale, cut, infinite, True, LIST)

@@ -128,9 +128,9 @@ class Launches:
             ints, reals, vocab, blocks, SIZE=size, **exact,
         )  # fmt: skip
         if self.logprobs:
-            source = (logits, logits.stride(0), b.raw_peaks, b.peaks, b.masses, b.ranks, results.tokens)
-            measure_kernel[all_blocks](*source, ints, vocab, blocks, b.programs, SIZE=size, **exact)
+            raw = (logits, logits.stride(0), b.raw_peaks, b.peaks, b.masses, b.ranks, results.tokens)
+            measure_kernel[all_blocks](*raw, ints, vocab, blocks, b.programs, SIZE=size, **exact)
             rank_kernel[(rows,)](
-                *source, results.answers, ints, vocab, blocks, b.programs,
+                *raw, results.answers, ints, vocab, blocks, b.programs,
                 SIZE=size, PROGRAMS=programs, **exact,
             )  # fmt: skip

@@ -82,9 +82,8 @@ def rank_kernel(
         source = logits + row * logits_stride
         answer = answers + row * ANSWER
         block, program = tl.arange(0, SIZE), tl.arange(0, PROGRAMS)
-        peak = tl.load(
-            peaks_of(raw_peaks, peaks, row, blocks, row_ints) + block, mask=block < blocks, other=float("-inf")
-        )
+        row_peaks = peaks_of(raw_peaks, peaks, row, blocks, row_ints)
+        peak = tl.load(row_peaks + block, mask=block < blocks, other=float("-inf"))
         mass = tl.load(masses + row * blocks + block, mask=block < blocks, other=0.0)
         rank = tl.sum(tl.load(ranks + row * programs + program, mask=program < programs, other=0), 0)
         tl.store(answer + RANK, (rank + 1).to(tl.float64))

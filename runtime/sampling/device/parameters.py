@@ -1,10 +1,10 @@
-"""The numbers of rows, as the kernels read them: packed, and sent where they are not those of the last step."""
+"""The numbers of rows as the kernels read them: packed, and sent where they differ from the last step's."""
 
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +39,8 @@ class Parameters:
         self._staged = [torch.zeros(shape, dtype=torch.int64, pin_memory=is_gpu) for _ in range(count)]
         self._sent = [_event() for _ in range(count if is_gpu else 0)]
         self._next = 0
-        self._known: dict[int, npt.NDArray[np.int64]] = {}
+        self._known: weakref.WeakKeyDictionary[SamplingState, npt.NDArray[np.int64]]
+        self._known = weakref.WeakKeyDictionary()
         self._likeliest = packed_row(None, vocab)
 
     def send(self, rows: Sequence[SampledRow], slots: Sequence[int]) -> None:
@@ -57,16 +58,12 @@ class Parameters:
         if self._sent:
             self._sent[number].record()
 
-    def forget(self, sequence: int) -> None:
-        """The sequence has ended."""
-        self._known.pop(sequence, None)
-
     def _numbers(self, row: SampledRow) -> npt.NDArray[np.int64]:
         if row.state is None:
             return self._likeliest
-        known = self._known.get(row.sequence)
+        known = self._known.get(row.state)
         if known is None:
-            known = self._known[row.sequence] = packed_row(row.state, self._vocab)
+            known = self._known[row.state] = packed_row(row.state, self._vocab)
         return known
 
 

@@ -15,7 +15,7 @@ from cleave.runtime.sampling.device.logprob_kernels import BEST, LOGIT, MOST, RA
 from cleave.runtime.sampling.device.results import Results
 from cleave.runtime.sampling.device.row import SampledRow
 from cleave.runtime.sampling.logprobs import TokenLogprobs
-from cleave.runtime.sampling.sampler import Sampled, nothing_left, not_finite
+from cleave.runtime.sampling.sampler import Sampled, not_finite, nothing_left
 
 Tensor = torch.Tensor
 

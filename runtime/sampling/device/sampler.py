@@ -14,6 +14,7 @@ from cleave.runtime.sampling.device.results import IN_FLIGHT, Results
 from cleave.runtime.sampling.device.row import SampledRow
 from cleave.runtime.sampling.device.slots import Slots
 from cleave.runtime.sampling.state import SamplingState
+from cleave.runtime.sampling_params import SamplingDefaults, SamplingParams
 
 Tensor = torch.Tensor
 
@@ -59,10 +60,18 @@ class DeviceSampler:
         results.send(len(rows), logprobs=plan.launches.logprobs)
         return Pending(rows, results, self._buffers.vocab)
 
+    def warm_up(self) -> None:
+        """Compile every kernel, so that no request waits for that."""
+        vocab, device = self._buffers.vocab, self._buffers.edited.device
+        logits = torch.zeros(1, vocab, device=device)
+        for number, params in enumerate(_WARM_UP, 1):
+            state = SamplingState(params.resolved(SamplingDefaults()), (0,), vocab)
+            self.sample(logits, [SampledRow(-number, state, 0)]).wait()
+            self.forget(-number)
+
     def forget(self, sequence: int) -> None:
-        """The sequence has ended; nothing happens where the sampler does not know it."""
+        """The sequence has ended, and its slot is free at once; else it would be when others need one."""
         self._slots.forget(sequence)
-        self._parameters.forget(sequence)
 
     def _planned(self, rows: Sequence[SampledRow]) -> _Plan:
         """What to launch, once the device has the rows' numbers; most steps follow from the one before."""
@@ -80,6 +89,13 @@ class DeviceSampler:
         plan.places = [(sequence, position + 1) for sequence, position in places]
         self._plan = plan
         return plan
+
+
+_WARM_UP = (
+    SamplingParams(temperature=1.0, top_k=1, top_p=0.5, logprobs=1),
+    SamplingParams(temperature=1.0, top_p=0.5, logit_bias={0: 1.0}, repetition_penalty=2.0),
+)
+"""Requests that need every kernel between them."""
 
 
 @dataclass(slots=True)
