@@ -48,6 +48,8 @@ class Ledger:
         self._launched: deque[Step] = deque()
         self._called_off: dict[int, tuple[FinishReason, str | None]] = {}
         self._preemptions = 0
+        self.left: list[int] = []
+        """Ids of sequences that have ended or were set back, since somebody last emptied it."""
 
     @property
     def is_idle(self) -> bool:
@@ -196,6 +198,7 @@ class Ledger:
             self._waiting.add(sequence)
         sequence.in_flight = 0
         sequence.is_suspect = True
+        self.left.append(sequence.id)
 
     def _leave(self, sequence: Sequence) -> None:
         if sequence.status == "running":
@@ -204,3 +207,4 @@ class Ledger:
         elif sequence.status == "waiting":
             self._waiting.remove(sequence)
         sequence.status = "ended"
+        self.left.append(sequence.id)

@@ -35,6 +35,8 @@ class LogitRows:
         """Of the rows that are sampled, one each."""
         # An engine always computes a row; where no chunk reaches its end, its token goes nowhere.
         last = last or [int(first_rows[1]) - 1]
+        self.owners = self.sequences or [group[0].sequence]
+        """Of every row that is sampled, its sequence."""
         self.sampled = len(last)
         """How many rows are sampled."""
         self.states = [sequence.sampling for sequence in self.sequences] or [None]

@@ -19,10 +19,10 @@ from cleave.kvcache.server import AttentionServer
 from cleave.runtime.backend_choice import backend_options, choose_backend
 from cleave.runtime.chat import Chat, Message
 from cleave.runtime.cuts import LEAST_ROWS
+from cleave.runtime.device_tokens import device_tokens
 from cleave.runtime.engine_cache.cache import EngineCache
 from cleave.runtime.engines.engine import Engine, best_engine_kind, create_engine, device_engine
 from cleave.runtime.model_options import ModelOptions, engine_options
-from cleave.runtime.pending import DeviceTokens, LikeliestTokens
 from cleave.runtime.request import Prompt
 from cleave.runtime.sampling import checks
 from cleave.runtime.sampling.state import SamplingState
@@ -46,8 +46,7 @@ class Model:
         checking = progress and _telling("checking", progress)
         artifact = Artifact.open(folder, verify=options.verify, progress=checking)
         manifest = artifact.manifest
-        self.folder = artifact.folder
-        self.dtype = manifest.dtype
+        self.folder, self.dtype = artifact.folder, manifest.dtype
         self.options = options
         self.max_length = self._bounded_length(manifest.max_position)
         self.tokenizer = Tokenizer(artifact.tokenizer_file, manifest.vocab_size)
@@ -55,7 +54,7 @@ class Model:
         self.chat = Chat(artifact)
         self.grammars = GrammarCompiler(self.tokenizer, self.eos_token_ids, threads=options.threads)
         self.sampling_defaults = SamplingDefaults.from_generation_config(artifact.generation_config)
-        kind = options.engine or best_engine_kind()
+        kind = options.engine or best_engine_kind(artifact)
         chosen = engine_options(kind, options, self.max_length)
         rows = chosen.max_tokens
         self.engine: Engine = create_engine(
@@ -68,6 +67,10 @@ class Model:
         )
         for note in self.engine.notes:
             _log.warning("%s", note)
+        self.device_tokens = (
+            device_tokens(self.engine, manifest.vocab_size, chosen) if options.ahead else None
+        )
+        """What chooses the tokens of steps that are started ahead; None where none are."""
         self.page_bytes = page_bytes(manifest.layer_specs, options.page_size, ITEM_BYTES[self.engine.dtype])
         backend = choose_backend(options.attention, self.engine, deterministic=options.deterministic)
         self.attention_backend = backend
@@ -92,10 +95,6 @@ class Model:
         on_device = device_engine(self.engine)
         if on_device is not None and on_device.batch_sizes:
             warm_up(on_device, self.attention)
-        self.device_tokens: DeviceTokens | None = None
-        """What chooses the tokens of steps that are started ahead; None where none are."""
-        if on_device is not None and options.ahead:
-            self.device_tokens = LikeliestTokens(on_device.device)
 
     def sequence(
         self,

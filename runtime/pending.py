@@ -36,6 +36,9 @@ class DeviceTokens(Protocol):
     def choose(self, output: DeviceOutput, wanted: LogitRows) -> Pending:
         """Start it on the current stream, behind the step, for the sampled rows of `wanted`."""
 
+    def forget(self, sequence: int) -> None:
+        """A sequence has ended, or its token was lost: what is kept of its tokens holds no more."""
+
 
 class LikeliestTokens:
     """The tokens that the engine itself has chosen, copied to pinned host memory; see `DeviceTokens`."""
@@ -55,6 +58,9 @@ class LikeliestTokens:
         self._next = (self._next + 1) % _UNDER_WAY
         buffer.fill(output)
         return _Fetched(output.likeliest, buffer, len(output.likeliest))
+
+    def forget(self, sequence: int) -> None:
+        """See `DeviceTokens`: nothing is kept."""
 
 
 class _Buffer:

@@ -54,6 +54,8 @@ class StepLoop:
         """
         began = time.monotonic()
         before = self._under_way
+        left, self._scheduler.left = self._scheduler.left, []
+        self._stepper.forget(left)
         step = self._scheduler.schedule()
         launch = self._launch(step, before[0] if before is not None else None)
         if launch is None and not step and before is None:

@@ -99,15 +99,23 @@ class Stepper:
                 raise
             _log.warning("a step of %d requests failed and is computed again: %s", len(launch.step), error)
             return
+        outcome.lost = {
+            owner.id for owner, token in zip(launch.wanted.owners, sampled.tokens, strict=True) if token < 0
+        }
         for sequence, token, logprobs in zip(
             launch.wanted.sequences, sampled.tokens, sampled.logprobs, strict=False
         ):
             if token < 0:
-                outcome.lost.add(sequence.id)
                 continue
             outcome.tokens[sequence.id] = token
             if logprobs is not None:
                 outcome.logprobs[sequence.id] = logprobs
+
+    def forget(self, sequences: list[int]) -> None:
+        """They have ended, or their tokens in flight were lost."""
+        if self._tokens is not None:
+            for sequence in sequences:
+                self._tokens.forget(sequence)
 
     def run(self, step: Step, outcome: StepOutcome) -> None:
         """Run a step and fill in `outcome`, part by part.

@@ -28,6 +28,7 @@ MAY_IMPORT = {
         "cleave.plugins",
         "cleave.kvcache",
         "cleave.export.artifact",
+        "cleave.export.dequantized",
         "cleave.export.manifest",
         "cleave.export.tensorfile",
         "cleave.export.pieces",

@@ -24,7 +24,7 @@ TILE = 4
 FIXED_SPAN = 256
 FIXED_SPANS = 8
 """Where results must not depend on the batch, a row has one span for every FIXED_SPAN tokens of its
-history, at most FIXED_SPANS."""
+history, all alike, at most FIXED_SPANS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,8 @@ class Kind:
     block: int
     """Keys that the decode kernel reads at once; spans are multiples of it."""
     extra: int
-    """Spans beyond one a row that the decode kernel's grid has room for."""
+    """Programs of the decode kernel beyond one a row; so many spans beyond one a row, but for those of
+    `deterministic`, where a program may have several."""
     deterministic: bool
 
     def most_items(self, rows: int) -> int:
@@ -108,7 +109,7 @@ class Kind:
         c = sum(n) / extra leaves at most `extra` of them.
         """
         if self.deterministic:
-            even = -(-length // FIXED_SPANS)
-            return np.maximum(-(-even // self.block) * self.block, FIXED_SPAN)
-        span = -(-int(length.sum()) // self.extra)
-        return np.full_like(length, max(-(-span // self.block) * self.block, self.block))
+            span = -(-length // np.clip(-(-length // FIXED_SPAN), 1, FIXED_SPANS))
+        else:
+            span = np.full_like(length, -(-int(length.sum()) // self.extra))
+        return np.maximum(-(-span // self.block), 1) * self.block

@@ -143,6 +143,7 @@ class _Kind:
     factory: str
     package: str
     extra: str
+    runs_quantized: bool = False
     builder: str | None = None
     """Module and class, with a colon, of the EngineBuilder; None where nothing is built ahead of time."""
     can_be_deterministic: bool = False
@@ -156,6 +157,7 @@ _KINDS = {
         "OnnxRuntimeEngine",
         "onnxruntime",
         "cpu",
+        runs_quantized=True,
         builder="cleave.runtime.engines.onnxruntime_builder:OnnxRuntimeBuilder",
         can_be_deterministic=True,
     ),
@@ -205,9 +207,13 @@ def _check_deterministic(kind: str, options: EngineOptions) -> None:
         )
 
 
-def best_engine_kind() -> str:
-    """The fastest kind that this machine can run: "inductor" where there is an NVIDIA GPU for it."""
-    return "inductor" if cuda_is_usable() else "onnxruntime"
+def best_engine_kind(artifact: Artifact | None = None) -> str:
+    """The fastest kind that this machine can run: "inductor" where there is an NVIDIA GPU for it.
+
+    A quantised `artifact` leaves only the kinds that run it.
+    """
+    is_quantized = artifact is not None and artifact.manifest.quantization is not None
+    return "inductor" if cuda_is_usable() and not is_quantized else "onnxruntime"
 
 
 def create_engine(
@@ -226,8 +232,9 @@ def create_engine(
     unknown kind or options that it cannot keep, MissingPackage where its package is not installed, CacheError
     where it would have to be built and `allow_build` is False.
     """
-    kind = kind or best_engine_kind()
+    kind = kind or best_engine_kind(artifact)
     _check_deterministic(kind, options)
+    _check_quantization(kind, artifact)
     factory = _load(kind, _entry(kind).module, _entry(kind).factory)
     builder = None if options.cache is not None else engine_builder(kind, artifact, options)
     built = None
@@ -258,6 +265,7 @@ def engine_builder(kind: str, artifact: Artifact, options: EngineOptions) -> Eng
     """
     entry = _entry(kind)
     _check_deterministic(kind, options)
+    _check_quantization(kind, artifact)
     if entry.builder is None:
         return None
     module, _, name = entry.builder.partition(":")
@@ -268,6 +276,16 @@ def engine_builder(kind: str, artifact: Artifact, options: EngineOptions) -> Eng
 def engine_label(artifact: Artifact) -> str:
     """What the engines of an artifact are called in lists: the name of the checkpoint."""
     return Path(artifact.manifest.source).name or artifact.folder.name
+
+
+def _check_quantization(kind: str, artifact: Artifact) -> None:
+    quantization = artifact.manifest.quantization
+    if quantization is not None and not _entry(kind).runs_quantized:
+        able = ", ".join(name for name, entry in _KINDS.items() if entry.runs_quantized)
+        raise EngineError(
+            f"{artifact.folder} is quantised ({quantization.method}), and the engine {kind} computes in "
+            f"floats; use --engine {able}, or export without --quantize"
+        )
 
 
 def _entry(kind: str) -> _Kind:

@@ -175,6 +175,9 @@ class DeviceTokens:
         """All of them: their grammars allow everything."""
         return True
 
+    def forget(self, sequence: int) -> None:
+        """See DeviceTokens."""
+
     def choose(self, output: DeviceOutput, wanted: LogitRows) -> DevicePending:
         """Copy the tokens of a step to the host."""
         host: list[int] = []
