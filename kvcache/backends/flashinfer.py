@@ -211,7 +211,7 @@ class FlashInferBackend:
             kind = kinds.setdefault(replace(spec, rope=None), len(kinds))
             tuning = tune(spec, self._dtype.itemsize, processors, shared_memory)
             layer = make_layer(
-                shape, spec, kind, tuning, self._dtype, *tables[spec.rope], early=False, deterministic=False
+                shape, spec, kind, tuning, self._dtype, *tables[spec.rope], deterministic=False
             )
             self._layers.append(layer)
         self._plans = [Plans(spec, shape.page_size, self._dtype, workspace, listed) for spec in kinds]

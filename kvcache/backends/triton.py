@@ -20,7 +20,7 @@ try:
     from cleave.kvcache.backends.device_tensors import check_tensors
     from cleave.kvcache.backends.triton_buffer import Sections, StepBuffer, aligned
     from cleave.kvcache.backends.triton_decode import decode_kernel
-    from cleave.kvcache.backends.triton_device import resources, starts_early, usable
+    from cleave.kvcache.backends.triton_device import resources, usable
     from cleave.kvcache.backends.triton_layer import Layer, full_tables, make_layer
     from cleave.kvcache.backends.triton_prefill import append_kernel, prefill_kernel
 except ImportError as error:
@@ -251,7 +251,6 @@ class TritonBackend:
                 tuning,
                 self._dtype,
                 *tables[spec.rope],
-                early=starts_early(device),
                 deterministic=self._deterministic,
             )
             for spec, number, tuning in zip(shape.specs, kind_of_layer, tunings, strict=True)

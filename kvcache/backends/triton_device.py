@@ -10,7 +10,6 @@ import triton
 from cleave.errors import AttentionError
 
 _OLDEST = (8, 0)
-_STARTS_EARLY = (9, 0)
 _INTERPRETED = (4, 1 << 18)
 """The interpreter's multiprocessors: few, so that a test's histories are split as long ones are."""
 
@@ -46,8 +45,3 @@ def resources(device: torch.device) -> tuple[int, int]:
     index = torch.cuda.current_device() if device.index is None else device.index
     properties = triton.runtime.driver.active.utils.get_device_properties(index)
     return int(properties["multiprocessor_count"]), int(properties["max_shared_mem"])
-
-
-def starts_early(device: torch.device) -> bool:
-    """Whether a kernel may start before the one before it has ended (programmatic dependent launch)."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _STARTS_EARLY
