@@ -11,7 +11,8 @@ from typing import Any
 from cleave.errors import ArtifactError, CheckpointError
 from cleave.export.artifact import WEIGHTS, read_manifest
 from cleave.export.checkpoint import Checkpoint
-from cleave.export.manifest import MANIFEST
+from cleave.export.manifest import MANIFEST, Manifest
+from cleave.export.quantization import SCALE, Quantization
 from cleave.export.tensorfile import StoredTensor, read_header
 from cleave.plugins.spec import AttentionSpec
 
@@ -37,6 +38,8 @@ class ModelShape:
     """The attention spec of every layer; that of a checkpoint is without rope, which needs no room."""
     parameters: int
     """Values of all weights, tied ones counted once."""
+    quantized_bytes: int | None = None
+    """All weights of a quantised artifact as they are stored; None: nothing is quantised."""
 
     @classmethod
     def of(cls, folder: Path) -> ModelShape:
@@ -55,16 +58,18 @@ def _of_artifact(folder: Path) -> ModelShape:
     if "batchful" not in manifest.parts or not (folder / WEIGHTS).is_file():
         raise ArtifactError(f"{folder} has no weights yet; export batchful, or give the checkpoint")
     tensors = read_header(folder / WEIGHTS)
+    quantization = manifest.quantization
     return ModelShape(
         source=str(folder),
         architecture=manifest.architecture,
         dtype=manifest.dtype,
         context=manifest.max_position,
         hidden=manifest.hidden_size,
-        intermediate=_intermediate(tensors, manifest.hidden_size),
+        intermediate=_intermediate(_matrices(tensors, quantization), manifest.hidden_size),
         vocab=manifest.vocab_size,
         layers=manifest.layer_specs,
-        parameters=sum(prod(tensor.shape) for tensor in tensors.values()),
+        parameters=_parameters(tensors, manifest),
+        quantized_bytes=sum(tensor.nbytes for tensor in tensors.values()) if quantization else None,
     )
 
 
@@ -81,7 +86,7 @@ def _of_checkpoint(folder: Path) -> ModelShape:
         dtype=checkpoint.dtype,
         context=_number(checkpoint, "max_position_embeddings"),
         hidden=hidden,
-        intermediate=_intermediate(tensors, hidden),
+        intermediate=_intermediate({name: tensor.shape for name, tensor in tensors.items()}, hidden),
         vocab=vocab,
         layers=tuple(_layer_spec(checkpoint, layer) for layer in range(checkpoint.layers)),
         parameters=sum(prod(tensor.shape) for tensor in tensors.values()),
@@ -118,9 +123,29 @@ def _window(config: Mapping[str, Any], layer: int) -> int | None:
     return window if config.get("model_type") == "mistral" else None
 
 
-def _intermediate(tensors: Mapping[str, StoredTensor], hidden: int) -> int:
+def _matrices(
+    tensors: Mapping[str, StoredTensor], quantization: Quantization | None
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of an artifact's weights as the checkpoint had them, [out, in]."""
+    stored = set(quantization.stored_names) if quantization else set()
+    shapes = {name: tensor.shape for name, tensor in tensors.items() if name not in stored}
+    for tensor in quantization.tensors if quantization else ():
+        is_head = tensor.name == _LM_HEAD
+        shapes |= {_LM_HEAD if is_head else name: (out, tensor.inputs) for name, out in tensor.members}
+    return shapes
+
+
+def _parameters(tensors: Mapping[str, StoredTensor], manifest: Manifest) -> int:
+    shapes = _matrices(tensors, manifest.quantization)
+    shapes.pop(manifest.embedding + SCALE, None)
+    if manifest.config.get("tie_word_embeddings"):
+        shapes.pop(_LM_HEAD, None)
+    return sum(map(prod, shapes.values()))
+
+
+def _intermediate(shapes: Mapping[str, tuple[int, ...]], hidden: int) -> int:
     """Width of the MLP: the most rows of one of its matrices."""
-    rows = [tensor.shape[0] for name, tensor in tensors.items() if ".mlp." in name and tensor.shape]
+    rows = [shape[0] for name, shape in shapes.items() if ".mlp." in name and shape]
     return max(rows, default=hidden)
 
 

@@ -9,7 +9,15 @@ import numpy.typing as npt
 
 from cleave.runtime.sampling.logprobs import TokenLogprobs
 from cleave.runtime.sampling.sampler import Sampler
-from cleave.runtime.step import Step
+from cleave.runtime.step import ScheduledChunk, Step
+
+
+def scored_positions(chunk: ScheduledChunk) -> range:
+    """The positions of a chunk whose logits score a token of the prompt, where that is wanted."""
+    sequence = chunk.sequence
+    if sequence.sampling is None or sequence.sampling.prompt_logprobs is None:
+        return range(0)
+    return range(max(chunk.start, len(sequence.prompt_logprobs)), min(chunk.end, len(sequence.prompt) - 1))
 
 
 class LogitRows:
@@ -27,6 +35,8 @@ class LogitRows:
         """Of the rows that are sampled, one each."""
         # An engine always computes a row; where no chunk reaches its end, its token goes nowhere.
         last = last or [int(first_rows[1]) - 1]
+        self.owners = self.sequences or [group[0].sequence]
+        """Of every row that is sampled, its sequence."""
         self.sampled = len(last)
         """How many rows are sampled."""
         self.states = [sequence.sampling for sequence in self.sequences] or [None]
@@ -34,13 +44,9 @@ class LogitRows:
         self._scored = []
         rows = last
         for first, chunk in zip(first_rows.tolist(), group, strict=False):
-            sequence = chunk.sequence
-            if sequence.sampling is None or sequence.sampling.prompt_logprobs is None:
-                continue
-            start = max(chunk.start, len(sequence.prompt_logprobs))
-            end = min(chunk.end, len(sequence.prompt) - 1)
-            self._scored += [(sequence, position) for position in range(start, end)]
-            rows = [*rows, *range(first + start - chunk.start, first + end - chunk.start)]
+            positions = scored_positions(chunk)
+            self._scored += [(chunk.sequence, position) for position in positions]
+            rows = [*rows, *(first + position - chunk.start for position in positions)]
         self.rows: npt.NDArray[np.int64] = np.array(rows, np.int64)
         """[rows] of the step."""
 

@@ -43,9 +43,11 @@ class BadWords:
     def __init__(self, words: Iterable[Sequence[int]], prompt: Sequence[int]) -> None:
         """`words` are token ids, at least one each."""
         words = set(map(tuple, words))
-        self._single = [word[0] for word in words if len(word) == 1]
-        self._longer = [(word[:-1], word[-1]) for word in words if len(word) > 1]
-        reach = max((len(begin) for begin, _ in self._longer), default=0)
+        self.single = [word[0] for word in words if len(word) == 1]
+        """Words of one token, which may never come."""
+        self.longer = [(word[:-1], word[-1]) for word in words if len(word) > 1]
+        """The others: what they begin with, and the token that completes them."""
+        reach = max((len(begin) for begin, _ in self.longer), default=0)
         self._last = deque(prompt[max(0, len(prompt) - reach) :], maxlen=reach)
 
     def add(self, token: int) -> None:
@@ -55,8 +57,8 @@ class BadWords:
     def banned(self) -> npt.NDArray[np.int64]:
         """The tokens that may not come next."""
         last = tuple(self._last)
-        longer = [token for begin, token in self._longer if last[-len(begin) :] == begin]
-        return np.array(self._single + longer, np.int64)
+        longer = [token for begin, token in self.longer if last[-len(begin) :] == begin]
+        return np.array(self.single + longer, np.int64)
 
 
 def _room(size: int) -> int:

@@ -72,7 +72,7 @@ class Sampler:
     def _prepare(self, row: int, state: SamplingState, logits: Logits) -> tuple[int, Logits, int] | None:
         """Edit a row; gives back what its logprobs need, where they are wanted: row, logits, how many."""
         if state.hides and not np.isfinite(logits.max()):
-            raise _not_finite([row])
+            raise not_finite([row])
         edits = state.edits
         wanted = None
         if state.logprobs is not None:
@@ -95,7 +95,7 @@ class Sampler:
             self._kernel.rank(row, tokens, values, normal, self._room(len(row), part))
             == self._kernel.NOT_FINITE
         ):
-            raise _not_finite([0])
+            raise not_finite([0])
         logprob = float(row[token]) - float(normal[0])
         return TokenLogprobs(
             token,
@@ -138,12 +138,7 @@ class Sampler:
             for row, (token, state) in enumerate(zip(tokens, states, strict=True))
             if token == self._kernel.NOT_FINITE or (token < 0 and (state is None or not state.edits))
         ]
-        if odd:
-            return _not_finite(odd)
-        return RequestError(
-            "no token is left: the request's allowed_token_ids, bad_words, min_tokens and structured "
-            "output exclude each other"
-        )
+        return not_finite(odd) if odd else nothing_left()
 
     def _share(self, rows: int, vocab: int, run: Callable[[int, int, int], None]) -> None:
         """Call run(thread, begin, end) for all rows, a few at a time.
@@ -185,5 +180,14 @@ _ENOUGH = 1 << 19
 _LIKELIEST = (0.0, 0, 1.0, 0.0)
 
 
-def _not_finite(rows: list[int]) -> EngineError:
+def not_finite(rows: list[int]) -> EngineError:
+    """The error of a step whose logits are not numbers in `rows`."""
     return EngineError(f"the engine's logits of rows {rows} are not finite; its dtype may be too narrow")
+
+
+def nothing_left() -> RequestError:
+    """The error of a request whose parameters leave no token."""
+    return RequestError(
+        "no token is left: the request's allowed_token_ids, bad_words, min_tokens and structured "
+        "output exclude each other"
+    )

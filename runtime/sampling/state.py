@@ -52,23 +52,29 @@ class SamplingState:
         self.logprobs = params.logprobs
         self.prompt_logprobs = params.prompt_logprobs
         self.constraint = constraint
-        self._min_tokens = params.min_tokens
-        self._stops = np.array(sorted(stop_token_ids), np.int64)
-        self._allowed = _bits(params.allowed_token_ids, vocab_size)
-        self._bad_words = BadWords(bad_words, prompt) if bad_words else None
-        self._biased = np.array(list(params.logit_bias or ()), np.int64)
-        self._biases = np.array(list((params.logit_bias or {}).values()), np.float32)
+        self.min_tokens = params.min_tokens
+        self.stops = np.array(sorted(stop_token_ids), np.int64)
+        """[n] tokens that may not come before there are `min_tokens`."""
+        self.allowed = _bits(params.allowed_token_ids, vocab_size)
+        """[ceil(vocab / 32)] uint32 bits of the tokens that may come; None for all."""
+        self.bad_words = BadWords(bad_words, prompt) if bad_words else None
+        self.biased = np.array(list(params.logit_bias or ()), np.int64)
+        self.biases = np.array(list((params.logit_bias or {}).values()), np.float32)
+        """[n] float32, what is added to the logits of the tokens `biased`."""
         repetition = 1.0 if params.repetition_penalty is None else params.repetition_penalty
-        self._penalties = (repetition, params.frequency_penalty, params.presence_penalty)
-        self._counts = None
-        if self._penalties != (1.0, 0.0, 0.0):
-            self._counts = TokenCounts(prompt if repetition != 1.0 else ())
-        self.hides = constraint is not None or self._allowed is not None
+        self.penalties = (repetition, params.frequency_penalty, params.presence_penalty)
+        """Repetition, frequency and presence penalty."""
+        self.counts = None
+        if self.penalties != (1.0, 0.0, 0.0):
+            self.counts = TokenCounts(prompt if repetition != 1.0 else ())
+        """The tokens so far, where there are penalties."""
+        self.hides = constraint is not None or self.allowed is not None
         """Whether only some tokens of the vocabulary are allowed."""
-        self._edits = (
-            self.hides or self._bad_words is not None or len(self._biased) > 0 or self._counts is not None
+        self.always_edits = (
+            self.hides or self.bad_words is not None or len(self.biased) > 0 or self.counts is not None
         )
-        self.is_special = self._edits or self._min_tokens > 0 or self.logprobs is not None
+        """Whether `edit` changes logits also after min_tokens."""
+        self.is_special = self.always_edits or self.min_tokens > 0 or self.logprobs is not None
         """Whether there is more to do than to choose by `settings`."""
 
     @property
@@ -79,7 +85,7 @@ class SamplingState:
     @property
     def edits(self) -> bool:
         """Whether `edit` changes the logits of the next token."""
-        return self._edits or self.generated < self._min_tokens
+        return self.always_edits or self.generated < self.min_tokens
 
     def edit(self, row: npt.NDArray[np.float32]) -> None:
         """Make the changes that come before the temperature, in the order of docs/sampling.md.
@@ -91,25 +97,25 @@ class SamplingState:
 
         if self.constraint is not None:
             hide_outside(row, self.constraint.mask())
-        if self._allowed is not None:
-            hide_outside(row, self._allowed)
-        if self._bad_words is not None:
-            row[self._bad_words.banned()] = -np.inf
-        if self.generated < self._min_tokens and not self.is_complete:
-            row[self._stops] = -np.inf
-        if len(self._biased):
-            row[self._biased] += self._biases
-        if self._counts is not None:
-            counts = self._counts
-            penalise(row, counts.tokens, counts.counts, counts.size, *self._penalties)
+        if self.allowed is not None:
+            hide_outside(row, self.allowed)
+        if self.bad_words is not None:
+            row[self.bad_words.banned()] = -np.inf
+        if self.generated < self.min_tokens and not self.is_complete:
+            row[self.stops] = -np.inf
+        if len(self.biased):
+            row[self.biased] += self.biases
+        if self.counts is not None:
+            counts = self.counts
+            penalise(row, counts.tokens, counts.counts, counts.size, *self.penalties)
 
     def accept(self, token: int) -> None:
         """Go on by a token that is final: committed, not merely drawn."""
         self.generated += 1
-        if self._counts is not None:
-            self._counts.add(token)
-        if self._bad_words is not None:
-            self._bad_words.add(token)
+        if self.counts is not None:
+            self.counts.add(token)
+        if self.bad_words is not None:
+            self.bad_words.add(token)
         if self.constraint is not None:
             self.constraint.accept(token)
 

@@ -143,10 +143,10 @@ def the_bias_comes_after_the_penalties(patch: Patch) -> None:
     edit = SamplingState.edit
 
     def late(self: SamplingState, row: Any) -> None:
-        tokens, self._biased = self._biased, np.empty(0, np.int64)
+        tokens, self.biased = self.biased, np.empty(0, np.int64)
         edit(self, row)
-        self._biased = tokens
-        row[tokens] += self._biases
+        self.biased = tokens
+        row[tokens] += self.biases
 
     patch.setattr(SamplingState, "edit", late)
 
@@ -185,7 +185,7 @@ def stop_tokens_come_before_min_tokens(patch: Patch) -> None:
     edit = SamplingState.edit
 
     def early(self: SamplingState, row: Any) -> None:
-        self._stops = np.empty(0, np.int64)
+        self.stops = np.empty(0, np.int64)
         edit(self, row)
 
     patch.setattr(SamplingState, "edit", early)

@@ -1,0 +1,37 @@
+"""What the runtime needs of a device sampler; it can be imported where there is no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from cleave.runtime.sampling.device.row import SampledRow
+from cleave.runtime.sampling.sampler import Sampled
+from cleave.runtime.sampling.state import SamplingState
+
+
+class PendingTokens(Protocol):
+    """See `cleave.runtime.sampling.device.pending.Pending`."""
+
+    @property
+    def tokens(self) -> Any:
+        """[rows] int64, a torch tensor on the device."""
+
+    def wait(self) -> Sampled:
+        """The tokens, negative for rows that failed; waits for the device."""
+
+    def result(self) -> Sampled:
+        """The tokens; raises EngineError or RequestError where a row failed."""
+
+
+class TokenSampler(Protocol):
+    """See `cleave.runtime.sampling.device.sampler.DeviceSampler`."""
+
+    def takes(self, state: SamplingState | None) -> bool:
+        """Whether rows of such a request can be sampled on the device."""
+
+    def sample(self, logits: Any, rows: Sequence[SampledRow]) -> PendingTokens:
+        """Start to sample a token for each row of a torch tensor [at least rows, vocab] float32."""
+
+    def forget(self, sequence: int) -> None:
+        """The sequence has ended."""
