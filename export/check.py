@@ -21,10 +21,9 @@ import psutil
 from cleave.errors import CleaveError, ExportError
 from cleave.export.artifact import Artifact, load_graph
 from cleave.export.checkpoint import Checkpoint
-from cleave.export.dequantized import dequantized_matrix, float_graph, use_dequantized
+from cleave.export.dequantized import dequantized_matrix, float_graph, use_dequantized, use_weights
 from cleave.export.manifest import Manifest
 from cleave.export.pieces import ATTENTION, Piece, cut, make_initializers, widen
-from cleave.export.tensorfile import ITEM_BYTES
 
 TOLERANCE = 1e-4
 """Of |error| / |logits| in float32; what was seen is 1e-6, a wrong graph gives 1e-2 and more."""
@@ -40,7 +39,7 @@ def run_check(checkpoint: Checkpoint, artifact: Path, manifest: Manifest, *, dev
     Where the model does not fit the free memory in float32 the check is left out, and the result says
     so. Raises ExportError where the graphs disagree with transformers.
     """
-    values = sum(tensor.nbytes // ITEM_BYTES.get(tensor.dtype, 4) for tensor in checkpoint.tensors.values())
+    values = checkpoint.parameters
     needed, free = values * 4 * 5 // 4, psutil.virtual_memory().available
     if needed > free:
         return {
@@ -116,6 +115,9 @@ def _transformers_logits(
     )
     model = model.float()
     use_dequantized(model, artifact)
+    ready = Checkpoint(checkpoint).ready
+    if ready is not None:  # read once more by the checkpoint's own layout, the artifact left aside
+        use_weights(model, ready.all_dequantized(manifest.num_layers))
     model = model.to(device).eval()
     with torch.no_grad():
         logits = model(torch.from_numpy(tokens)[None].to(device)).logits[0]

@@ -268,7 +268,7 @@ def _rows_multiple(manifest: Manifest) -> int:
 
 def _computable(weight: _Array) -> _Array:
     """The weight in a dtype that the processor computes in: integers as they are, floats in float32."""
-    is_float = weight.dtype not in (np.int8, np.uint8)
+    is_float = weight.dtype.kind not in "iu"
     return np.ascontiguousarray(weight, np.float32 if is_float else None)
 
 
