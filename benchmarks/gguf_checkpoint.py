@@ -28,15 +28,15 @@ _NAMES = {
 
 
 def write_gguf(checkpoint: Path, file: Path, dtype: str) -> Path:
-    """Write `file`; `dtype` "F32" or "F16" is that of the matrices, norms stay float32.
+    """Write `file`; `dtype` is that of all matrices: "F32", "F16", "Q8_0" or "Q4_0". Norms stay float32.
 
     There is no vocabulary in it: prompts are token ids.
     """
     config = json.loads((checkpoint / "config.json").read_text("utf-8"))
     writer = gguf.GGUFWriter(file, "llama")
     _write_shape(writer, config)
-    half = dtype == "F16"
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16 if half else gguf.LlamaFileType.ALL_F32)
+    writer.add_file_type(gguf.LlamaFileType["ALL_F32" if dtype == "F32" else f"MOSTLY_{dtype}"])
+    kind = gguf.GGMLQuantizationType[dtype]
     heads = config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or heads
     for name, tensor in load_file(checkpoint / "model.safetensors").items():
@@ -45,9 +45,11 @@ def write_gguf(checkpoint: Path, file: Path, dtype: str) -> Path:
             values = _pairs_from_halves(values, heads)
         elif "k_proj" in name:
             values = _pairs_from_halves(values, kv_heads)
-        if half and values.ndim == 2:
-            values = values.astype(np.float16)
-        writer.add_tensor(_name(name), np.ascontiguousarray(values))
+        values = np.ascontiguousarray(values)
+        if values.ndim == 2:
+            writer.add_tensor(_name(name), gguf.quants.quantize(values, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(_name(name), values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -34,14 +34,20 @@ PREFILL_BATCH = 32
 KERNELS = 12
 
 
-def measure(shape: str, folder: Path, attention: str, batches: tuple[int, ...]) -> dict[str, Any]:
+def measure(
+    shape: str, folder: Path, attention: str, batches: tuple[int, ...], *, deterministic: bool = False
+) -> dict[str, Any]:
     """All figures of a shape; seconds and bytes, unless the name says otherwise."""
     from random_artifact import random_artifact
 
     artifact = random_artifact(shape, folder / shape)
     cache = Path(tempfile.mkdtemp(prefix="engines", dir=folder))
-    starts = {name: start(artifact, cache, attention, max(batches)) for name in ("cold", "warm")}
-    model = GpuModel(artifact, cache, attention, max(batches), PROMPT + STEPS + 1)
+    starts = {}
+    if not deterministic:
+        starts = {name: start(artifact, cache, attention, max(batches)) for name in ("cold", "warm")}
+    model = GpuModel(
+        artifact, cache, attention, max(batches), PROMPT + STEPS + 1, deterministic=deterministic
+    )
     limits = Limits.measure(getattr(torch, model.manifest.dtype))
     sizes = Sizes(model)
     figures = {
@@ -49,6 +55,7 @@ def measure(shape: str, folder: Path, attention: str, batches: tuple[int, ...]) 
         "shape": shape,
         "dtype": model.manifest.dtype,
         "attention": attention,
+        "deterministic": deterministic,
         "copy_bytes_per_second": limits.bytes_per_second,
         "matmul_flops_per_second": limits.flops_per_second,
         "weight_bytes_read_by_a_step": sizes.read,
@@ -57,6 +64,23 @@ def measure(shape: str, folder: Path, attention: str, batches: tuple[int, ...]) 
         "prefill": prefill(model, sizes, limits),
         "kernels": {str(batch): kernels(model, batch) for batch in PROFILED if batch <= max(batches)},
     }
+    shutil.rmtree(cache)
+    return figures
+
+
+def kernel_tables(shape: str, folder: Path, attention: str) -> dict[str, Any]:
+    """Every kernel of a decode step of the batches `PROFILED`, and the seconds of that step by itself."""
+    from random_artifact import random_artifact
+
+    artifact = random_artifact(shape, folder / shape)
+    cache = Path(tempfile.mkdtemp(prefix="engines", dir=folder))
+    model = GpuModel(artifact, cache, attention, max(PROFILED), PROMPT + STEPS + 1)
+    figures: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "shape": shape, "prompt": PROMPT}
+    for batch in PROFILED:
+        _, tokens = model.prefill(batch, PROMPT)
+        step = model.decode(tokens, PROMPT, STEPS)
+        model.forget(batch)
+        figures[f"batch {batch}"] = {"step": step, "kernels": kernels(model, batch, None)}
     shutil.rmtree(cache)
     return figures
 
@@ -114,8 +138,8 @@ def prefill(model: GpuModel, sizes: Sizes, limits: Limits) -> dict[str, Any]:
     }
 
 
-def kernels(model: GpuModel, batch: int) -> list[dict[str, Any]]:
-    """The kernels of one decode step, by their time on the GPU.
+def kernels(model: GpuModel, batch: int, most: int | None = KERNELS) -> list[dict[str, Any]]:
+    """The kernels of one decode step, `most` of them (None: all), by their time on the GPU.
 
     A kernel that starts before the last one has ended is counted from its start, waiting included.
     """
@@ -123,7 +147,7 @@ def kernels(model: GpuModel, batch: int) -> list[dict[str, Any]]:
     model.one_decode_step(tokens, PROMPT)
     events = profiled(lambda: model.one_decode_step(tokens, PROMPT))
     model.forget(batch)
-    return events[:KERNELS]
+    return events[:most]
 
 
 def profiled(work: Callable[[], None]) -> list[dict[str, Any]]:
@@ -178,15 +202,32 @@ def table(figures: dict[str, Any]) -> Table:
     filled, started = figures["prefill"], figures["start"]
     shown.caption = (
         f"prefill {filled['batch']} x {filled['prompt']}: {filled['tokens_per_second']:,.0f} tokens/s, "
-        f"{filled['percent_of_limit']:.0f} % of limit; start: {started['cold']['process']:.1f} s cold, "
-        f"{started['warm']['process']:.1f} s warm (model {started['cold']['model']:.1f} / "
-        f"{started['warm']['model']:.1f})"
+        f"{filled['percent_of_limit']:.0f} % of limit"
     )
+    if started:
+        shown.caption += (
+            f"; start: {started['cold']['process']:.1f} s cold, {started['warm']['process']:.1f} s warm "
+            f"(model {started['cold']['model']:.1f} / {started['warm']['model']:.1f})"
+        )
+    return shown
+
+
+def kernel_table(figures: dict[str, Any], batch: int) -> Table:
+    """The kernels of a step for people."""
+    measured = figures[f"batch {batch}"]
+    total = sum(row["microseconds"] for row in measured["kernels"])
+    shown = Table(title=f"{figures['shape']}, batch {batch}: {measured['step'] * 1e3:.3f} ms a step")
+    for column in ("kernel", "launches", "us in all", "us each", "% of kernels"):
+        shown.add_column(column, justify="left" if column == "kernel" else "right")
+    for row in measured["kernels"]:
+        spent, launches = row["microseconds"], row["launches"]
+        share = 100 * spent / total
+        shown.add_row(row["kernel"], str(launches), f"{spent:.0f}", f"{spent / launches:.1f}", f"{share:.1f}")
     return shown
 
 
 def main() -> None:
-    """Measure the shapes asked for; write results/gpu_engine_SHAPE_GPU.json for each."""
+    """Measure the shapes asked for; write results/gpu_engine_SHAPE_GPU.json, or gpu_kernels_..., for each."""
     if sys.argv[1:2] == ["--start"]:
         start_here(*sys.argv[2:])
         return
@@ -197,6 +238,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "cleave-shapes")
     parser.add_argument("--attention", default="triton")
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
+    parser.add_argument("--deterministic", action="store_true", help="what that option costs; no starts")
+    parser.add_argument("--kernels", action="store_true", help="only the kernels of a decode step")
     given = parser.parse_args()
     if not torch.cuda.is_available():
         sys.stderr.write("error: torch sees no GPU; this benchmark is for one\n")
@@ -205,9 +248,17 @@ def main() -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     console = Console()
     for shape in given.shapes:
-        figures = measure(shape, given.folder, given.attention, tuple(given.batches))
-        console.print(table(figures))
-        console.print(f"written to {save(f'gpu_engine_{shape}_{gpu}', figures)}")
+        if given.kernels:
+            figures = kernel_tables(shape, given.folder, given.attention)
+            for batch in PROFILED:
+                console.print(kernel_table(figures, batch))
+            name = f"gpu_kernels_{shape}_{gpu}"
+        else:
+            fixed = given.deterministic
+            figures = measure(shape, given.folder, given.attention, tuple(given.batches), deterministic=fixed)
+            console.print(table(figures))
+            name = f"gpu_engine_{shape}_{'deterministic_' if fixed else ''}{gpu}"
+        console.print(f"written to {save(name, figures)}")
         torch.cuda.empty_cache()
 
 

@@ -28,11 +28,20 @@ _SHARE = 0.9
 class GpuModel:
     """A loaded artifact. Requests run in lockstep: the same prompt length, one token each a step."""
 
-    def __init__(self, folder: Path, cache: Path, attention: str, batch: int, length: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        cache: Path,
+        attention: str,
+        batch: int,
+        length: int,
+        *,
+        deterministic: bool = False,
+    ) -> None:
         """Load, build what the engine cache in `cache` lacks, and warm up for `batch` requests."""
         self.artifact = artifact = Artifact.open(folder, verify=False)
         self.manifest = artifact.manifest
-        options = EngineOptions(max_tokens=MAX_TOKENS, max_sequences=batch)
+        options = EngineOptions(max_tokens=MAX_TOKENS, max_sequences=batch, deterministic=deterministic)
         began = time.perf_counter()
         self.engine: Any = create_engine("inductor", artifact, options, cache=EngineCache(cache))
         self.seconds_of_engine = time.perf_counter() - began
@@ -50,6 +59,7 @@ class GpuModel:
             device=self.engine.device,
             dtype=self.manifest.dtype,
             **({"max_sequences": batch} if attention != "reference" else {}),
+            **({"deterministic": True} if deterministic else {}),
         )
         warm_up(self.engine, self.attention)
         torch.cuda.synchronize()

@@ -46,6 +46,8 @@ GPU_SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Shape -> dtype and config."""
 _BLOCK = 1 << 26
+_APART = 1_000_003
+"""Numbers between the beginnings of two weights."""
 
 
 def random_artifact(shape: str, folder: Path) -> Path:
@@ -90,17 +92,21 @@ def write_graphs(dtype: str, config: dict[str, Any], folder: Path) -> None:
 
 
 def write_random_weights(dtype: str, config: dict[str, Any], folder: Path) -> None:
-    """Weights that keep activations finite: norms of one, the rest normal with a deviation of 0.02."""
+    """Weights that keep activations finite: norms of one, the rest normal with a deviation of 0.02.
+
+    They are cut out of the same numbers, each from another place on, so that no two are alike.
+    """
     meta = MetaModel(LlamaConfig(**config, tie_word_embeddings=False), dtype, "LlamaForCausalLM")
     torch.manual_seed(0)
     kind = getattr(torch, dtype)
-    noise = (torch.randn(_BLOCK // kind.itemsize) * 0.02).to(kind).view(torch.uint8).numpy().data
+    noise = (torch.randn(_BLOCK // kind.itemsize) * 0.02).to(kind).view(torch.uint8).repeat(2).numpy().data
     ones = torch.ones(_BLOCK // kind.itemsize, dtype=kind).view(torch.uint8).numpy().data
     layout = plan_layout([(name, STORED[dtype], size) for name, size in meta.shapes().items()])
     with TensorFileWriter(folder / WEIGHTS, layout) as writer:
-        for name, size in layout.sizes.items():
+        for number, (name, size) in enumerate(layout.sizes.items()):
             writer.begin(name)
-            block = ones if "norm" in name else noise
+            first = number * _APART * kind.itemsize % _BLOCK
+            block = ones if "norm" in name else noise[first : first + _BLOCK]
             for start in range(0, size, _BLOCK):
                 writer.write(block[: min(_BLOCK, size - start)])
     read_header(folder / WEIGHTS)

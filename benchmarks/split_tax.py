@@ -34,7 +34,8 @@ from cleave.export.pieces import Piece
 from cleave.kvcache.step import Chunk
 from cleave.plugins.schema import is_cut
 from cleave.runtime.engines.onnxruntime import OnnxRuntimeEngine, make_session
-from cleave.runtime.model import Model, ModelOptions
+from cleave.runtime.model import Model
+from cleave.runtime.model_options import ModelOptions
 from cleave.threads import own_process
 
 DEMO = Path(__file__).parent.parent / "model_files" / "demo"

@@ -1,32 +1,47 @@
-"""Cleave beside llama.cpp on GGUF from the same weights, each prompt a sequence of one context."""
+"""Cleave beside llama.cpp on GGUF from the same weights, each prompt a sequence of one context.
+
+Its AMX kernels crash on quantised weights on some processors (ggml-org/llama.cpp#20824). A build without
+them is used where `LLAMA_CPP_LIB_PATH` names its folder, or with a whole wheel of one:
+
+    CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX512=ON -DGGML_AVX512_VBMI=ON -DGGML_AVX512_VNNI=ON \
+        -DGGML_AVX512_BF16=ON" pip install --no-binary llama-cpp-python llama-cpp-python==0.3.36
+"""
 
 from __future__ import annotations
 
 import argparse
 import ctypes
-from pathlib import Path
 from typing import Any
 
-from side_by_side import Prompts, main, parser, require
+from contenders import Prompts, Weights
+from side_by_side import main, parser, require
+from workshop import Workshop
 
 PIN = "llama-cpp-python==0.3.36 gguf==0.19.0"
+WEIGHTS = {
+    "F32": Weights("F32", 4, "float32"),
+    "F16": Weights("F16", 2, "float32"),
+    "Q8_0": Weights("Q8_0", 34 / 32, "int8"),
+    "Q4_0": Weights("Q4_0", 18 / 32, "int8"),
+}
 _MICRO_BATCH = 512
 
 
 class LlamaCpp:
-    """See `side_by_side.Contender`. Through llama.cpp's own C interface, which batches sequences."""
+    """See `contenders.Contender`. Through llama.cpp's own C interface, which batches sequences."""
 
-    def __init__(self, checkpoint: Path, folder: Path, arguments: argparse.Namespace, batch: int) -> None:
+    program = "llama.cpp"
+
+    def __init__(self, weights: str, files: Workshop, arguments: argparse.Namespace, batch: int) -> None:
         import llama_cpp
         from gguf_checkpoint import write_gguf
 
         self._api: Any = llama_cpp
-        self.name = f"llama.cpp {arguments.weights}"
-        self.item_bytes = 4 if arguments.weights == "F32" else 2
+        self.weights = WEIGHTS[weights]
         self._silence = llama_cpp.llama_log_callback(lambda level, text, data: None)
         llama_cpp.llama_log_set(self._silence, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
-        file = write_gguf(checkpoint, folder / "peer.gguf", arguments.weights)
+        file = files.kept(f"{weights}.gguf", lambda path: write_gguf(files.checkpoint(), path, weights))
         options = llama_cpp.llama_model_default_params()
         options.n_gpu_layers = 0
         self._model = llama_cpp.llama_model_load_from_file(str(file).encode(), options)
@@ -93,9 +108,7 @@ class LlamaCpp:
 
 
 if __name__ == "__main__":
-    options = parser(__doc__)
-    options.add_argument("--weights", choices=("F32", "F16"), default="F32", help="of the GGUF")
-    given = options.parse_args()
+    given = parser(__doc__, peer="Q8_0,Q4_0", ours="int8,int4").parse_args()
     require("llama-cpp-python", f"'{PIN.split()[0]}' '{PIN.split()[1]}'")
     require("gguf", f"'{PIN.split()[1]}'")
-    main(f"llama_cpp_{given.weights.lower()}", LlamaCpp, given)
+    main("llama_cpp", LlamaCpp, tuple(WEIGHTS), given)

@@ -1,7 +1,7 @@
-"""Cleave beside onnxruntime-genai, on the model that its own builder makes of the same checkpoint.
+"""Cleave beside onnxruntime-genai, on the models that its own builder makes of the same checkpoint.
 
 It has no way to ignore the end-of-sequence token but to forbid it, so where that would be the likeliest its
-tokens differ.
+tokens differ. Its int4 is `MatMulNBits` with blocks of 32 at accuracy level 4, the builder's default.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from side_by_side import Prompts, main, parser, require
+from contenders import Prompts, Weights
+from side_by_side import main, parser, require
+from workshop import Workshop
 
 PIN = "onnxruntime-genai==0.18.0"
+WEIGHTS = {"fp32": Weights("fp32", 4, "float32"), "int4": Weights("int4", 0.5 + 4 / 32, "int8")}
 
 
 class OnnxRuntimeGenAI:
-    """See `side_by_side.Contender`."""
+    """See `contenders.Contender`."""
 
-    item_bytes = 4
+    program = "onnxruntime-genai"
 
-    def __init__(self, checkpoint: Path, folder: Path, arguments: argparse.Namespace, batch: int) -> None:
+    def __init__(self, weights: str, files: Workshop, arguments: argparse.Namespace, batch: int) -> None:
         import onnxruntime_genai
 
-        self.name = "onnxruntime-genai fp32"
+        self.weights = WEIGHTS[weights]
         self._api: Any = onnxruntime_genai
-        built = folder / "genai"
-        builder = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
-        options = ["-i", checkpoint, "-o", built, "-p", "fp32", "-e", "cpu", "-c", folder / "cache"]
-        subprocess.run([*builder, *map(str, options)], check=True, capture_output=True)
+        built = files.kept(f"genai-{weights}", lambda folder: _build(files.checkpoint(), weights, folder))
         config = onnxruntime_genai.Config(str(built))
         session = {"intra_op_num_threads": arguments.threads}
         config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
@@ -59,7 +59,17 @@ class OnnxRuntimeGenAI:
         del self._model
 
 
+def _build(checkpoint: Path, weights: str, folder: Path) -> None:
+    builder = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
+    cache = folder.parent / "cache"
+    options = ["-i", checkpoint, "-o", folder, "-p", weights, "-e", "cpu", "-c", cache]
+    done = subprocess.run([*builder, *map(str, options)], capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"the builder of onnxruntime-genai failed: {done.stderr.strip().splitlines()[-1]}")
+
+
 if __name__ == "__main__":
-    given = parser(__doc__).parse_args()
+    options = parser(__doc__, peer="fp32,int4", ours="float32,int8,int4")
+    given = options.parse_args()
     require("onnxruntime-genai", PIN)
-    main("onnxruntime_genai", OnnxRuntimeGenAI, given)
+    main("onnxruntime_genai", OnnxRuntimeGenAI, tuple(WEIGHTS), given)

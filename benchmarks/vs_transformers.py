@@ -1,25 +1,29 @@
-"""Cleave beside transformers' own `generate`, float32, scaled-dot-product attention."""
+"""Cleave beside transformers' own `generate`, scaled-dot-product attention, in its dtypes for CPUs."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+from typing import Any
 
 import torch
-from side_by_side import Prompts, main, parser
+from contenders import Prompts, Weights
+from side_by_side import main, parser
 from transformers import AutoModelForCausalLM
+from workshop import Workshop
+
+WEIGHTS = {"float32": Weights("float32", 4, "float32"), "bfloat16": Weights("bfloat16", 2, None)}
 
 
 class Transformers:
-    """See `side_by_side.Contender`."""
+    """See `contenders.Contender`."""
 
-    item_bytes = 4
+    program = "transformers"
 
-    def __init__(self, checkpoint: Path, folder: Path, arguments: argparse.Namespace, batch: int) -> None:
+    def __init__(self, weights: str, files: Workshop, arguments: argparse.Namespace, batch: int) -> None:
         torch.set_num_threads(arguments.threads)
-        self.name = "transformers"
-        self._model = AutoModelForCausalLM.from_pretrained(
-            checkpoint, dtype=torch.float32, attn_implementation="sdpa"
+        self.weights = WEIGHTS[weights]
+        self._model: Any = AutoModelForCausalLM.from_pretrained(
+            files.checkpoint(), dtype=getattr(torch, weights), attn_implementation="sdpa"
         ).eval()
         self._model.generation_config.eos_token_id = None
 
@@ -42,4 +46,5 @@ class Transformers:
 
 
 if __name__ == "__main__":
-    main("transformers", Transformers, parser(__doc__).parse_args())
+    given = parser(__doc__, peer="float32,bfloat16", ours="float32,int8").parse_args()
+    main("transformers", Transformers, tuple(WEIGHTS), given)

@@ -32,3 +32,15 @@ def whole(signature: str) -> Callable[[Function], Function]:
         return compiled
 
     return compile_whole
+
+
+def callback(signature: str) -> Callable[[Function], Any]:
+    """Compile a C function of these types, with its place as `address`, and keep the code likewise."""
+
+    def compile_callback(function: Function) -> Any:
+        try:
+            return numba.cfunc(signature, error_model="numpy", cache=True)(function)
+        except RuntimeError:
+            return numba.cfunc(signature, error_model="numpy")(function)
+
+    return compile_callback

@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -18,6 +17,7 @@ import onnx
 from cleave.errors import ArtifactError, reason
 from cleave.export.external import external_tensors
 from cleave.export.manifest import MANIFEST, PARTS, FileDigest, Manifest, batchless_files
+from cleave.export.quantization import SCALE
 from cleave.export.tensorfile import StoredTensor, TensorFileError, read_header
 from cleave.plugins.schema import is_cut
 
@@ -28,13 +28,16 @@ GENERATION_CONFIG = "generation_config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 _BLOCK = 1 << 24
-_NUMPY: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 _ONNX = {
     "F32": onnx.TensorProto.FLOAT,
     "F16": onnx.TensorProto.FLOAT16,
     "BF16": onnx.TensorProto.BFLOAT16,
+    "I8": onnx.TensorProto.INT8,
+    "U8": onnx.TensorProto.UINT8,
+    "I32": onnx.TensorProto.INT32,
 }
 
+Lookup = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 Progress = Callable[[str, int, int], None]
 """Called with a file name, the bytes done and the bytes in all."""
 
@@ -108,16 +111,14 @@ class Artifact:
             raise ArtifactError(f"{error}; export batchful again") from None
 
     def weight(self, name: str) -> npt.NDArray[Any]:
-        """A weight, mapped from disk: read-only, row-major, in the artifact's dtype."""
+        """A tensor, mapped from disk: read-only, row-major, in the dtype that it is stored in."""
         tensor = self.tensors.get(name)
-        if tensor is None or tensor.dtype not in _NUMPY:
+        if tensor is None or tensor.dtype not in _ONNX:
             raise ArtifactError(f"{self.folder / WEIGHTS} has no tensor {name}; export batchful again")
-        return np.memmap(
-            tensor.file, dtype=_NUMPY[tensor.dtype], mode="r", offset=tensor.offset, shape=tensor.shape
-        )
+        return tensor.mapped()
 
     def embedding(self) -> npt.NDArray[Any]:
-        """The embedding [vocab, hidden], mapped from disk."""
+        """The embedding [vocab, hidden] as it is stored, mapped from disk; see `embedding_rows`."""
         table = self.weight(self.manifest.embedding)
         expected = (self.manifest.vocab_size, self.manifest.hidden_size)
         if table.shape != expected:
@@ -126,6 +127,14 @@ class Artifact:
                 f"and {list(expected)} by {MANIFEST}; export again"
             )
         return table
+
+    def embedding_rows(self) -> Lookup:
+        """What gives the rows of token ids: [tokens] int64 -> [tokens, hidden], floats."""
+        table = self.embedding()
+        if table.dtype != np.int8:
+            return table.__getitem__
+        scales = self.weight(self.manifest.embedding + SCALE)
+        return lambda token_ids: np.asarray(table[token_ids] * scales[token_ids, None])
 
     def batchful_graph(self) -> onnx.ModelProto:
         """The batchful graph, without weight data.

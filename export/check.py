@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -21,9 +22,9 @@ import psutil
 from cleave.errors import CleaveError, ExportError
 from cleave.export.artifact import Artifact, load_graph
 from cleave.export.checkpoint import Checkpoint
+from cleave.export.dequantized import dequantized_matrix, float_graph, use_dequantized, use_weights
 from cleave.export.manifest import Manifest
-from cleave.export.pieces import ATTENTION, cut, widen
-from cleave.export.tensorfile import ITEM_BYTES
+from cleave.export.pieces import ATTENTION, Piece, cut, make_initializers, widen
 
 TOLERANCE = 1e-4
 """Of |error| / |logits| in float32; what was seen is 1e-6, a wrong graph gives 1e-2 and more."""
@@ -39,7 +40,7 @@ def run_check(checkpoint: Checkpoint, artifact: Path, manifest: Manifest, *, dev
     Where the model does not fit the free memory in float32 the check is left out, and the result says
     so. Raises ExportError where the graphs disagree with transformers.
     """
-    values = sum(tensor.nbytes // ITEM_BYTES.get(tensor.dtype, 4) for tensor in checkpoint.tensors.values())
+    values = sum(map(math.prod, checkpoint.shapes.values()))
     needed, free = values * 4 * 5 // 4, psutil.virtual_memory().available
     if needed > free:
         return {
@@ -65,17 +66,27 @@ def run_check(checkpoint: Checkpoint, artifact: Path, manifest: Manifest, *, dev
 def compare(checkpoint: Path, folder: Path, device: str) -> dict[str, Any]:
     """The error of the artifact's logits against transformers in float32, over one sequence.
 
+    Of a quantised artifact the weights are compared, as floats in both: the error is that of the graph.
+    What the integer operators add is told beside it.
     All tokens but the last run through the prefill graph, the last one through the decode graph.
     """
     artifact = Artifact.open(folder, verify=False)
     manifest = artifact.manifest
     count = min(_TOKENS, manifest.max_position)
     tokens = np.random.default_rng(_SEED).integers(0, manifest.vocab_size, count)
-    expected = _transformers_logits(checkpoint, manifest, tokens, device)
+    expected = _transformers_logits(checkpoint, artifact, tokens, device)
     gc.collect()
-    got = _artifact_logits(artifact, tokens)
+    got = _artifact_logits(artifact, float_graph(artifact), tokens)
     error = np.abs(got - expected)
-    return {
+    quantized: dict[str, Any] = {}
+    if manifest.quantization is not None:
+        gc.collect()
+        rounded = _artifact_logits(artifact, artifact.batchful_graph(), tokens)
+        quantized["integer_operators_relative_error"] = float(
+            np.linalg.norm(rounded - expected) / np.linalg.norm(expected)
+        )
+        quantized["integer_operators_same_argmax"] = int((rounded.argmax(-1) == expected.argmax(-1)).sum())
+    return quantized | {
         "against": "transformers, float32",
         "device": device,
         "tokens": count,
@@ -86,13 +97,14 @@ def compare(checkpoint: Path, folder: Path, device: str) -> dict[str, Any]:
 
 
 def _transformers_logits(
-    checkpoint: Path, manifest: Manifest, tokens: npt.NDArray[np.int64], device: str
+    checkpoint: Path, artifact: Artifact, tokens: npt.NDArray[np.int64], device: str
 ) -> npt.NDArray[np.float32]:
     import torch
     from transformers import AutoModelForCausalLM
 
     from cleave.export.config import load_config
 
+    manifest = artifact.manifest
     model = AutoModelForCausalLM.from_pretrained(
         checkpoint,
         config=load_config(checkpoint, manifest.num_layers),
@@ -102,34 +114,58 @@ def _transformers_logits(
         local_files_only=True,
         trust_remote_code=False,
     )
-    model = model.float().to(device).eval()
+    model = model.float()
+    use_dequantized(model, artifact)
+    ready = Checkpoint(checkpoint).ready
+    if ready is not None:  # read once more by the checkpoint's own layout, the artifact left aside
+        use_weights(model, ready.all_dequantized(manifest.num_layers))
+    model = model.to(device).eval()
     with torch.no_grad():
         logits = model(torch.from_numpy(tokens)[None].to(device)).logits[0]
     result: npt.NDArray[np.float32] = logits.cpu().numpy()
     return result
 
 
-def _artifact_logits(artifact: Artifact, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """Logits of every token, with nothing but ONNX Runtime and one piece in memory at a time."""
+def _artifact_logits(
+    artifact: Artifact, graph: onnx.ModelProto, tokens: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
+    """Logits of every token by the batchful `graph`: by ONNX Runtime alone, one piece in memory at a time."""
     manifest = artifact.manifest
-    embeds = artifact.embedding()[tokens].astype(np.float32) * np.float32(manifest.embedding_scale)
+    embeds = artifact.embedding_rows()(tokens).astype(np.float32) * np.float32(manifest.embedding_scale)
     rows = len(tokens) - 1
     passes: list[_Arrays] = [
         {"inputs_embeds": embeds[:rows], "logit_rows": np.arange(rows)},
         {"inputs_embeds": embeds[rows:], "logit_rows": np.zeros(1, np.int64)},
     ]
     graphs = artifact.batchless_graphs()
-    pieces = cut(artifact.batchful_graph())
+    pieces = cut(graph)
     for layer, piece in enumerate(pieces):
-        weights = {name: artifact.weight(tensor).astype(np.float32) for name, tensor in piece.weights.items()}
         model = widen(piece.model)
+        session = _session(model, _weights(artifact, model, piece))
         for values in passes:
             inputs = {name: values[name] for name in piece.inputs}
-            values |= _run(model, inputs | weights, piece.outputs)
+            values |= _run(session, inputs, piece.outputs)
             values |= {carried: values[name] for carried, name in piece.hands_on.items()}
         if layer < len(graphs):
             _attend(passes, graphs[layer], manifest, layer, len(tokens))
     return np.concatenate([values["logits"] for values in passes])
+
+
+def _weights(artifact: Artifact, model: onnx.ModelProto, piece: Piece) -> _Arrays:
+    """The weights of a piece, as integers or floats as it asks for them."""
+    quantization = artifact.manifest.quantization
+    tensors = {tensor.name: tensor for tensor in (quantization.tensors if quantization else ())}
+    types = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
+    weights: _Arrays = {}
+    for name, tensor in piece.weights.items():
+        is_float = types[name] == onnx.TensorProto.FLOAT
+        if is_float and tensor in tensors:
+            weights[name] = dequantized_matrix(artifact, tensors[tensor])
+        else:
+            weights[name] = artifact.weight(tensor).astype(
+                np.float32 if is_float else artifact.weight(tensor).dtype
+            )
+    return weights
 
 
 def _attend(
@@ -147,16 +183,27 @@ def _attend(
         slots = {"positions": np.arange(first, end), "slots": np.arange(first, end)}
         inputs = {name: values[name] for name in ("q", "k", "v")} | slots | cache
         inputs["context_slots"] = np.arange(oldest, end)
-        results = _run(widen(load_graph(graph)), inputs, ("out", "k_cache_out", "v_cache_out"))
+        results = _run(_session(widen(load_graph(graph)), {}), inputs, ("out", "k_cache_out", "v_cache_out"))
         values[ATTENTION] = results["out"]
         cache = {"k_cache": results["k_cache_out"], "v_cache": results["v_cache_out"]}
         first = end
 
 
-def _run(model: onnx.ModelProto, inputs: Mapping[str, npt.NDArray[Any]], outputs: tuple[str, ...]) -> _Arrays:
+def _session(model: onnx.ModelProto, weights: _Arrays) -> Any:
+    """Weights as initializers, as an engine has them: some operators compute others in another way."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.add_external_initializers(
+        list(weights), [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+    )
+    make_initializers(model, weights)
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def _run(session: Any, inputs: Mapping[str, npt.NDArray[Any]], outputs: tuple[str, ...]) -> _Arrays:
     return dict(zip(outputs, session.run(list(outputs), dict(inputs)), strict=True))
 
 

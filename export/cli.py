@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from cleave.errors import ExportError, MissingPackage
 from cleave.export.checkpoint import Checkpoint
 from cleave.export.manifest import DTYPES, PARTS, Manifest
+from cleave.export.quantization import METHODS
 from cleave.export.request import ExportRequest
 
 
@@ -37,6 +40,36 @@ def export(
     check: Annotated[
         bool, typer.Option("--check/--no_check", help="Compare the graphs with transformers.")
     ] = True,
+    quantize: Annotated[
+        str | None,
+        typer.Option("--quantize", help=f"Weights to {' or '.join(METHODS)}. Default: as they are."),
+    ] = None,
+    group_size: Annotated[
+        int | None,
+        typer.Option("--group_size", help="Inputs that share a scale in int4: 32, 64, 128. Default: 32."),
+    ] = None,
+    quantize_lm_head: Annotated[
+        bool | None,
+        typer.Option("--quantize_lm_head/--no_quantize_lm_head", help="lm_head too. Default: yes."),
+    ] = None,
+    quantize_embedding: Annotated[
+        bool | None,
+        typer.Option(
+            "--quantize_embedding/--no_quantize_embedding", help="The embedding to int8. Default: no."
+        ),
+    ] = None,
+    quality: Annotated[
+        bool, typer.Option("--quality/--no_quality", help="Measure what quantising costs.")
+    ] = True,
+    calibration: Annotated[
+        Path | None,
+        typer.Option("--calibration", help="Text to measure on, UTF-8. Default: one that comes with Cleave."),
+    ] = None,
+    max_kl: Annotated[
+        float | None,
+        typer.Option("--max_kl", help="Largest KL divergence from float32, nats a token. Default: 0.1."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Export however large the divergence is.")] = False,
     test: Annotated[
         bool, typer.Option("--test", help="Export nothing; let plain transformers continue --input.")
     ] = False,
@@ -55,7 +88,21 @@ def export(
     if output_dir is None:
         raise ExportError("--output_dir is missing; give a folder for the artifact, such as model_files/x")
     request = ExportRequest(
-        model, output_dir, tuple(parts or PARTS), num_layers, dtype, device=device, check=check
+        model,
+        output_dir,
+        tuple(parts or PARTS),
+        num_layers,
+        dtype,
+        device=device,
+        check=check,
+        quantize=quantize,
+        group_size=group_size,
+        quantize_lm_head=quantize_lm_head,
+        quantize_embedding=quantize_embedding,
+        quality=quality,
+        calibration=calibration,
+        max_kl=max_kl,
+        force=force,
     )
     checkpoint = Checkpoint.find(model)
     # Importing torch takes seconds: a mistake above is told before.
@@ -90,10 +137,14 @@ class _Bars:
         self._progress.update(self._tasks[what], completed=done, total=total)
 
 
+def _weights(manifest: Manifest) -> str:
+    return manifest.quantization.description if manifest.quantization else manifest.dtype
+
+
 def _summary(console: Console, output_dir: Path, manifest: Manifest) -> None:
     size = sum(file.bytes for file in manifest.files.values())
     console.print(
-        f"{output_dir}: {manifest.architecture}, {manifest.num_layers} layers, {manifest.dtype}, "
+        f"{output_dir}: {manifest.architecture}, {manifest.num_layers} layers, {_weights(manifest)}, "
         f"{size / 2**20:.1f} MiB",
         highlight=False,
         soft_wrap=True,
@@ -108,5 +159,29 @@ def _summary(console: Console, output_dir: Path, manifest: Manifest) -> None:
         )
     elif "skipped" in check:
         console.print(f"not checked: {check['skipped']}", highlight=False, soft_wrap=True)
+    if manifest.quality:
+        console.print(_quality_table(manifest.quality))
     if manifest.missing_parts:
         console.print(f"still missing: {', '.join(manifest.missing_parts)}", highlight=False, soft_wrap=True)
+
+
+def _quality_table(quality: Mapping[str, Any]) -> Table:
+    """What quantising costs; see `cleave.export.quality.Quality`."""
+    text = "the bundled text" if quality["text"] == "bundled" else quality["text"]
+    table = Table(title=f"quality, on {quality['tokens']} tokens of {text}", title_justify="left", box=None)
+    table.add_column("")
+    table.add_column("quantised", justify="right")
+    table.add_column("float32", justify="right")
+    table.add_column("")
+    perplexity = f"{quality['perplexity']:.3f}"
+    if "kl" not in quality:
+        table.add_row("perplexity", perplexity, "-", "the checkpoint has no float32 form to compare with")
+        return table
+    ratio = f"ratio {quality['perplexity_ratio']:.4f}"
+    table.add_row("perplexity", perplexity, f"{quality['reference_perplexity']:.3f}", ratio)
+    allowed = f"nats a token, +- {quality['kl_error']:.5f}; allowed {quality['max_kl']:g}"
+    allowed += ", forced" if quality["kl"] > quality["max_kl"] else ""
+    table.add_row("KL divergence, mean", f"{quality['kl']:.5f}", "0", allowed)
+    table.add_row("KL divergence, 99 %", f"{quality['kl_99']:.5f}", "0", "99 of 100 tokens are below")
+    table.add_row("same next token", f"{quality['same_token']:.2%}", "", "the likeliest one")
+    return table

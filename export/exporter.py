@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -18,17 +19,27 @@ from cleave.export.check import run_check
 from cleave.export.checkpoint import Checkpoint
 from cleave.export.config import load_config
 from cleave.export.graphs import save_batchful, save_batchless, weight_names
+from cleave.export.input_order import reorder_inputs
 from cleave.export.manifest import MANIFEST, PARTS, SIZES, Manifest
+from cleave.export.quality_gate import QualityGate
+from cleave.export.quantization_choice import (
+    COMPUTES_IN,
+    check_quantization,
+    choose_quantization,
+    is_wanted,
+)
+from cleave.export.quantized_graph import quantize_graph
 from cleave.export.request import ExportRequest, check_layers
 from cleave.export.staging import publish, require_space, staging
 from cleave.export.tensorfile import TensorFileError, TensorLayout, read_header
 from cleave.export.tokenizer import export_tokenizer
 from cleave.export.trace import EMBEDDING, LM_HEAD, MetaModel
-from cleave.export.weights import check_tensors, weights_layout, write_weights
+from cleave.export.weights import StoredWeights, check_tensors
 from cleave.plugins.spec import AttentionSpec
 
 __all__ = ["ExportRequest", "Report", "export"]
 
+_log = logging.getLogger("cleave")
 _LIBRARIES = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir")
 _GRAPH_BYTES = 64 << 20
 """Room that graphs and tokenizer are taken to need at most, for the check of the disk."""
@@ -86,22 +97,40 @@ class _Export:
         """What is in output_dir already and stays there; a whole export replaces everything."""
         check_layers(request.num_layers, model=request.model, layers=checkpoint.layers)
         kept = self.kept
-        self.dtype = request.dtype or (kept.dtype if kept else checkpoint.dtype)
+        self.quantization = choose_quantization(request, checkpoint, kept)
+        plain = COMPUTES_IN if self.quantization else checkpoint.dtype
+        self.dtype = request.dtype or (kept.dtype if kept else plain)
         self.num_layers = request.num_layers or (kept.num_layers if kept else checkpoint.layers)
         if present is not None:
             self._refuse_to_mix(present)
         self.meta = MetaModel(self._config(), self.dtype, checkpoint.architecture)
+        is_quantized = self.quantization is not None
+        self.gate = QualityGate.of(request, checkpoint, self.meta.config, is_quantized=is_quantized)
+        for note in checkpoint.ready.notes if checkpoint.ready else ():
+            _log.warning("%s", note)
 
     def run(self, folder: Path) -> Manifest:
         """Stage the parts in `folder`, check them, publish them."""
         asked = set(self.request.parts)
         require_space(self.request.output_dir, _GRAPH_BYTES)
-        check_tensors(self.checkpoint, self._shapes())
+        shapes = self._shapes()
+        check_tensors(self.checkpoint, shapes)
+        if self.quantization is not None:
+            tied = bool(self.meta.config.tie_word_embeddings)
+            check_quantization(
+                self.quantization, shapes, is_tied=tied, ready=self.checkpoint.ready is not None
+            )
         graph = None
         if "batchful" in asked:
             self.report("tracing", 0, 1)
             graph, specs = self.meta.trace()
             self.report("tracing", 1, 1)
+            if self.gate is not None:
+                self.gate.keep_reference(graph)
+            if self.checkpoint.ready is not None:
+                reorder_inputs(graph, self.checkpoint.ready.orders)
+            if self.quantization is not None:
+                self.quantization = quantize_graph(graph, self._is_quantized, self.quantization)
         else:
             specs = self.kept.layer_specs if self.kept else self.meta.attention_specs()
         distinct = tuple(dict.fromkeys(specs))
@@ -123,7 +152,9 @@ class _Export:
         if self.request.check and not manifest.missing_parts:
             checked = self._check(folder, manifest)
             manifest = replace(manifest, check=checked)
-            (folder / MANIFEST).write_text(manifest.to_json(), "utf-8")
+        if self.gate is not None:
+            manifest = replace(manifest, quality=self.gate.measure(folder, manifest, self.report))
+        (folder / MANIFEST).write_text(manifest.to_json(), "utf-8")
         publish(folder, self.request.output_dir)
         self._remove_leftovers(manifest)
         return manifest
@@ -150,8 +181,11 @@ class _Export:
     def _config(self) -> Any:
         config = load_config(self.checkpoint.folder, self.num_layers)
         # As transformers does: a checkpoint that has both tensors, and not the same values, ties nothing.
+        ready = self.checkpoint.ready
         if config.tie_word_embeddings and LM_HEAD in self.checkpoint.tensors:
             config.tie_word_embeddings = self.checkpoint.same_values(LM_HEAD, EMBEDDING)
+        elif ready is not None and LM_HEAD in (*ready.shapes, *ready.dequantized_shapes):
+            config.tie_word_embeddings = False
         return config
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -162,6 +196,13 @@ class _Export:
         return {
             name: shape for name, shape in shapes.items() if (embedding if name == EMBEDDING else batchful)
         }
+
+    def _is_quantized(self, name: str) -> bool:
+        """Whether a weight of the graph is one that is to be quantised, or is so already."""
+        ready = self.checkpoint.ready
+        if ready is not None and name not in (EMBEDDING, LM_HEAD):
+            return name in ready.shapes
+        return self.quantization is not None and is_wanted(self.quantization, name)
 
     def _write_weights(self, folder: Path, graph: ir.Model | None) -> TensorLayout:
         """Write weights.safetensors anew: what this export brings and what was there before.
@@ -177,9 +218,8 @@ class _Export:
                 names = list(read_header(self.request.output_dir / WEIGHTS))
             except (OSError, TensorFileError) as error:
                 raise ExportError(f"{reason(error)}; export batchful again") from None
-        if EMBEDDING not in names and ("embed_tokens" in kept or "embed_tokens" in self.request.parts):
-            names.append(EMBEDDING)
-        layout = weights_layout(self.checkpoint, names, self.dtype, reserve=[EMBEDDING])
+        weights = StoredWeights(self.checkpoint, self.dtype, self.quantization)
+        layout = weights.layout(names, embedding="embed_tokens" in {*kept, *self.request.parts})
         require_space(self.request.output_dir, layout.total + _GRAPH_BYTES)
         total, done = sum(layout.sizes.values()), 0
 
@@ -188,7 +228,7 @@ class _Export:
             done += count
             self.report("writing weights", done, total)
 
-        write_weights(self.checkpoint, layout, self.dtype, folder / WEIGHTS, advance)
+        weights.write(layout, folder / WEIGHTS, advance)
         return layout
 
     def _manifest(
@@ -217,6 +257,8 @@ class _Export:
             embedding=EMBEDDING,
             parts={part: parts[part] for part in PARTS if part in parts},
             files={name: files[name] for name in sorted(used) if name in files},
+            quantization=self.quantization,
+            quality=self.kept.quality if self.kept else {},
             libraries={name: importlib.metadata.version(name) for name in ("cleave", *_LIBRARIES)},
         )
 

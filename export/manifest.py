@@ -9,11 +9,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cleave.errors import ArtifactError, AttentionError, reason
+from cleave.errors import ArtifactError, AttentionError, ExportError, reason
+from cleave.export.quantization import Quantization
 from cleave.plugins.spec import AttentionSpec
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
+"""A quantised artifact has 2, so that versions that know nothing of it refuse it; others stay at 1."""
 PARTS = ("batchful", "prefill_batchless", "decode_batchless", "embed_tokens", "tokenizer")
 """What `--export` takes; an artifact is complete when it has all of them."""
 DTYPES = ("float32", "float16", "bfloat16")
@@ -53,8 +55,11 @@ class Manifest:
     """Part -> the files that it needs."""
     files: dict[str, FileDigest] = field(default_factory=dict)
     libraries: dict[str, str] = field(default_factory=dict)
+    quantization: Quantization | None = None
     check: dict[str, Any] = field(default_factory=dict)
     """How far the exported graphs are from transformers; empty where that was not measured."""
+    quality: dict[str, Any] = field(default_factory=dict)
+    """What quantising costs; see `cleave.export.quality.Quality`. Empty where that was not measured."""
 
     @property
     def layer_specs(self) -> tuple[AttentionSpec, ...]:
@@ -84,10 +89,12 @@ class Manifest:
     def to_json(self) -> str:
         """The text of manifest.json."""
         data = asdict(self) | {
-            "format": FORMAT,
+            "format": FORMAT if self.quantization else 1,
             "specs": [spec.to_dict() for spec in self.specs],
             "cut": {"operator": "cleave::CleaveAttention", "version": 1, "layers": self.num_layers},
         }
+        if self.quantization is None:
+            del data["quantization"], data["quality"]
         return json.dumps(data, indent=1) + "\n"
 
     @classmethod
@@ -108,7 +115,7 @@ class Manifest:
             return cls._from_fields(data)
         except KeyError as error:
             raise ArtifactError(f"{where} is damaged (it lacks {reason(error)}); export again") from None
-        except (TypeError, ValueError, AttributeError, ArithmeticError, AttentionError) as error:
+        except (TypeError, ValueError, AttributeError, ArithmeticError, AttentionError, ExportError) as error:
             raise ArtifactError(f"{where} is damaged ({reason(error)}); export again") from None
 
     @classmethod
@@ -127,7 +134,9 @@ class Manifest:
             parts={str(part): tuple(map(str, files)) for part, files in data["parts"].items()},
             files={str(name): FileDigest(**entry) for name, entry in data["files"].items()},
             libraries=dict(data["libraries"]),
+            quantization=Quantization.from_dict(data["quantization"]) if "quantization" in data else None,
             check=dict(data["check"]),
+            quality=dict(data.get("quality", {})),
         )
         for size in SIZES:
             _whole(size, manifest.config[size])

@@ -6,10 +6,12 @@ inputs of a piece, so that one middle piece serves every layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
@@ -234,6 +236,25 @@ def widen(model: onnx.ModelProto) -> onnx.ModelProto:
             if attribute.type == onnx.AttributeProto.TENSOR:
                 _widen_tensor(attribute.t)
     return wide
+
+
+def make_initializers(model: onnx.ModelProto, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Turn inputs of a piece into initializers without data.
+
+    ONNX Runtime gets the data by `SessionOptions.add_external_initializers` under the same names.
+    """
+    graph = model.graph
+    for value in [value for value in graph.input if value.name in arrays]:
+        array = arrays[value.name]
+        graph.input.remove(value)
+        tensor = graph.initializer.add(
+            name=value.name,
+            data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
+            dims=array.shape,
+            data_location=onnx.TensorProto.EXTERNAL,
+        )
+        for key, text in (("location", "elsewhere"), ("offset", "0"), ("length", str(array.nbytes))):
+            tensor.external_data.add(key=key, value=text)
 
 
 def _widen_tensor(tensor: onnx.TensorProto) -> None:

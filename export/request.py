@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from cleave.errors import ExportError
 from cleave.export.manifest import DTYPES, PARTS
+from cleave.export.quantization import DEFAULT_GROUP_SIZE, Quantization
 
 DEVICES = ("cpu", "cuda")
 
@@ -26,6 +28,22 @@ class ExportRequest:
     """Where the check runs: "cpu" or "cuda". Tracing needs no device."""
     check: bool = True
     """Compare the exported graphs with transformers before they are published."""
+    quantize: str | None = None
+    """"int8" or "int4"."""
+    group_size: int | None = None
+    """For int4; None: 32."""
+    quantize_lm_head: bool | None = None
+    """None: as the layers."""
+    quantize_embedding: bool | None = None
+    """To int8 by rows; None: no."""
+    quality: bool = True
+    """Measure what quantising costs before the artifact is published."""
+    calibration: Path | None = None
+    """Text to measure on; None: the bundled one."""
+    max_kl: float | None = None
+    """Largest KL divergence from float32, in nats a token; None: `cleave.export.quality.MAX_KL`."""
+    force: bool = False
+    """Publish the artifact however far it is from float32."""
 
     def __post_init__(self) -> None:
         """Raises ExportError for values that are not allowed. Paths may be given as text."""
@@ -38,6 +56,37 @@ class ExportRequest:
             )
         check_dtype(self.dtype)
         check_device(self.device)
+        if self.quantize is not None:
+            _ = self.quantization
+        self._check_quality()
+
+    def _check_quality(self) -> None:
+        if self.calibration is not None:
+            object.__setattr__(self, "calibration", Path(self.calibration).expanduser())
+        # Not "< 0": nothing compares with NaN.
+        if self.max_kl is not None and not 0 <= self.max_kl < math.inf:
+            raise ExportError(f"max_kl is {self.max_kl}; it must be a number of nats, 0 or more, such as 0.1")
+        if self.quality_options and not self.quality:
+            raise ExportError(f"{self.quality_options[0]} needs the measurement; leave --no_quality out")
+
+    @property
+    def quality_options(self) -> tuple[str, ...]:
+        """Options that were given, and mean something only where the quality is measured."""
+        given = {"calibration": self.calibration, "max_kl": self.max_kl, "force": self.force or None}
+        return tuple(name for name, value in given.items() if value is not None)
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """What `quantize` and the options beside it ask for. Raises ExportError where they do not fit."""
+        if self.quantize is None:
+            return None
+        group_size = self.group_size
+        if self.quantize == "int4" and group_size is None:
+            group_size = DEFAULT_GROUP_SIZE
+        lm_head = True if self.quantize_lm_head is None else self.quantize_lm_head
+        return Quantization(
+            self.quantize, group_size, lm_head=lm_head, embedding=bool(self.quantize_embedding)
+        )
 
     @property
     def whole(self) -> bool:

@@ -160,17 +160,31 @@ class PageManager:
             taken += count
         return tables
 
-    def commit(self) -> None:
+    def commit(self, *, share: bool = True) -> None:
         """End the step: its tokens belong to their sequences, and its full pages can be found.
 
-        Raises AttentionError where none is planned.
+        Where it is not known yet what came of the step, `share` is False, and its pages are offered later by
+        `share`. Raises AttentionError where none is planned.
         """
         tables, size = self._tables, self.page_size
         for chunk in self._end().chunks:
             table = tables[chunk.sequence]
             table.length = end = chunk.start + chunk.count
-            if table.keys is not None and end // size > table.published:
-                self._publish(table, table.keys)
+            if share and table.keys is not None and end // size > table.published:
+                self._publish(table, table.keys, end)
+
+    def share(self, sequence: int, tokens: int) -> None:
+        """Let later sequences find the full pages of the first `tokens` tokens of a sequence.
+
+        Raises AttentionError where it is not open, or does not store so many.
+        """
+        table = self.table(sequence)
+        if tokens > table.length:
+            raise AttentionError(
+                f"sequence {sequence} stores {table.length} tokens; the pages of {tokens} cannot be shared"
+            )
+        if table.keys is not None:
+            self._publish(table, table.keys, tokens)
 
     def rollback(self) -> None:
         """Undo the step: tables and lengths are as before. Raises AttentionError where none is planned."""
@@ -237,9 +251,9 @@ class PageManager:
         self._prefix.make_room(count)
         return self._pool.allocate(count)
 
-    def _publish(self, table: PageTable, keys: PageKeys) -> None:
-        """Offer the pages that are full now to the prefix cache."""
-        full = min(table.length // self.page_size, len(keys))
+    def _publish(self, table: PageTable, keys: PageKeys, tokens: int) -> None:
+        """Offer the pages that the first `tokens` tokens fill to the prefix cache."""
+        full = min(tokens // self.page_size, len(keys))
         while table.published < full:
             self._prefix.publish(keys[table.published], int(table.pages[table.published]))
             table.published += 1

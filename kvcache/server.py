@@ -144,12 +144,14 @@ class AttentionServer:
         self._backend.run(layer, q, k, v, out)
         self.runs += 1
 
-    def commit(self) -> None:
+    def commit(self, *, share: bool = True) -> None:
         """End the step: its tokens now belong to their sequences.
 
+        A step that was only launched can be committed too: what is run later on the same stream finds its
+        k and v. Then `share` is False: nobody else may find its pages until it is known to have gone well.
         Raises AttentionError where none is planned.
         """
-        self.pages.commit()
+        self.pages.commit(share=share)
         self.steps += 1
 
     def rollback(self) -> None:

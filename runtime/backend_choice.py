@@ -15,12 +15,15 @@ _NUMPY = ("cpu", "onnx")
 """Backends that take arrays in host memory, from an engine that has them there."""
 _CUDA = ("triton", "flashinfer")
 """Backends that take tensors in GPU memory."""
+_DETERMINISTIC = ("cpu", "triton")
+"""Backends that give a row the same bits in any batch, the first one always."""
 
 
-def choose_backend(asked: str | None, engine: Engine) -> str:
+def choose_backend(asked: str | None, engine: Engine, *, deterministic: bool = False) -> str:
     """The backend asked for, or the fastest one for this engine.
 
-    Raises AttentionError where the backend cannot read what the engine hands over.
+    Raises AttentionError where the backend cannot read what the engine hands over, or a row's bits depend
+    on the batch there and must not.
     """
     on_gpu = device_engine(engine) is not None and engine.device != "cpu"
     if device_engine(engine) is None:
@@ -34,11 +37,24 @@ def choose_backend(asked: str | None, engine: Engine) -> str:
             f"attention {asked!r} cannot read what the engine {engine.kind} on {engine.device} hands over; "
             f"with that engine there are: {', '.join(suitable)}"
         )
-    return asked or best
+    chosen = asked or best
+    if deterministic and chosen not in _DETERMINISTIC:
+        able = [name for name in suitable if name in _DETERMINISTIC]
+        raise AttentionError(
+            f"attention {chosen!r} gives a row other bits in other batches, so it cannot be deterministic; "
+            + (f"take attention {able[0]}" if able else "take another engine")
+            + ", or leave deterministic away"
+        )
+    return chosen
 
 
 def backend_options(
-    backend: str, engine: Engine, artifact: Artifact, threads: int | None, max_sequences: int
+    backend: str,
+    engine: Engine,
+    artifact: Artifact,
+    threads: int | None,
+    max_sequences: int,
+    deterministic: bool = False,
 ) -> dict[str, Any]:
     """What `create_backend` is given beside the shape of the cache."""
     if backend in _NUMPY:
@@ -47,6 +63,8 @@ def backend_options(
     options: dict[str, Any] = {"device": engine.device, "dtype": engine.dtype}
     if backend in _CUDA:
         options["max_sequences"] = max_sequences
+    if deterministic:
+        options["deterministic"] = True
     return options
 
 

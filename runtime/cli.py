@@ -58,6 +58,9 @@ def run(
     answers: Annotated[int, typer.Option("--n", help="Answers to each prompt.")] = 1,
     chat: Annotated[bool, typer.Option("--chat", help="Talk, through the checkpoint's template.")] = False,
     system: Annotated[str | None, typer.Option("--system", help="System message, with --chat.")] = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="The same bits whatever else is in the batch; slower.")
+    ] = False,
     no_build: Annotated[
         bool, typer.Option("--no_build", help="Fail, with the reason, where the engine is not in the cache.")
     ] = False,
@@ -80,7 +83,13 @@ def run(
         stop=stop,
         n=answers,
     )
-    options = {"attention": attention, "device": device, "threads": threads, "allow_build": not no_build}
+    options = {
+        "attention": attention,
+        "device": device,
+        "threads": threads,
+        "deterministic": deterministic,
+        "allow_build": not no_build,
+    }
     with _load(model, engine, **options) as llm:
         if chat:
             Repl(llm, params, system=system).run()

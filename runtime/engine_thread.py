@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -20,7 +19,7 @@ from cleave.runtime.request import Chunk, FinishReason
 from cleave.runtime.scheduler import Scheduler
 from cleave.runtime.sequence import Sequence as TokenSequence
 from cleave.runtime.stats import Stats, StatsCounter
-from cleave.runtime.step import StepOutcome
+from cleave.runtime.step_loop import StepLoop
 from cleave.runtime.stepper import Stepper
 
 _log = logging.getLogger("cleave")
@@ -32,8 +31,8 @@ T = TypeVar("T")
 class EngineThread:
     """Owns the step loop of one model. Its public methods may be called from any thread.
 
-    Others leave commands, which are carried out between two steps, and read what the steps yield from
-    the reader of their generation. The thread waits for nobody but the engine.
+    Others leave commands, which are carried out before the next step is started, and read what the steps
+    yield from the reader of their generation. The thread waits for nobody but the engine.
     """
 
     def __init__(self, model: Model) -> None:
@@ -43,8 +42,10 @@ class EngineThread:
             model.attention.pages,
             max_tokens=model.max_tokens_per_step,
             max_sequences=model.options.max_sequences,
+            fixed_cuts=model.has_fixed_cuts,
         )
-        self._stepper = Stepper(model.engine, model.attention, model.device_sampler)
+        stepper = Stepper(model.engine, model.attention, model.device_tokens)
+        self._loop = StepLoop(self._scheduler, stepper)
         self._counter = StatsCounter(self._scheduler, model.attention.pages)
         self._observers = Observers()
         self._answers: dict[int, tuple[Generation, Answer]] = {}
@@ -74,7 +75,7 @@ class EngineThread:
             self._post(partial(self._start, generations))
 
     def abort(self, request_id: str) -> None:
-        """Call a request off; its answers end with the finish reason "abort" before the next step.
+        """Call a request off; its answers end with the finish reason "abort" before the next step is started.
 
         Raises RequestError where no such request is under way.
         """
@@ -147,6 +148,7 @@ class EngineThread:
         try:
             while self._turn():
                 pass
+            self._loop.drain()
             self._end_all("abort", "the model was closed")
         except BaseException as error:
             _log.critical("the engine thread ends", exc_info=error)
@@ -155,9 +157,9 @@ class EngineThread:
             self._end_all("error", self._failure)
 
     def _turn(self) -> bool:
-        """Carry out what was asked for and run one step; False where the thread is to end."""
+        """Carry out what was asked for and start one step; False where the thread is to end."""
         with self._work:
-            while not (self._commands or self._closing) and self._scheduler.is_idle:
+            while not (self._commands or self._closing) and self._loop.is_idle:
                 self._work.wait()
             if self._closing:
                 return False
@@ -165,26 +167,18 @@ class EngineThread:
         wakeups: Wakeups = {}
         for command in commands:
             command(wakeups)
-        if not self._scheduler.is_idle:
+        if not self._loop.is_idle:
             self._step(wakeups)
         wake(wakeups)
         return True
 
     def _step(self, wakeups: Wakeups) -> None:
-        began = time.monotonic()
-        step = self._scheduler.schedule()
-        if not step:
-            raise RuntimeError("the scheduler has nothing to run, and requests are waiting")
-        outcome = StepOutcome()
-        try:
-            self._stepper.run(step, outcome)
-        finally:
-            self._scheduler.commit(outcome)
-        self._counter.count_step(step, outcome)
-        self._observers.stepped(step, outcome, began)
-        for chunk in step:
-            if chunk.samples or chunk.sequence.finish_reason is not None:
-                self._report(chunk.sequence, wakeups)
+        for end in self._loop.advance():
+            self._counter.count_step(end.step, end.outcome)
+            self._observers.stepped(end.step, end.outcome, end.began)
+            for chunk in end.step:
+                if chunk.samples or chunk.sequence.finish_reason is not None:
+                    self._report(chunk.sequence, wakeups)
 
     def _start(self, generations: Sequence[Generation], wakeups: Wakeups) -> None:
         for generation in generations:

@@ -17,7 +17,8 @@ from cleave.runtime.engine_thread import EngineThread
 from cleave.runtime.generation import Generation
 from cleave.runtime.intake import Intake
 from cleave.runtime.mailbox import Mailbox
-from cleave.runtime.model import Model, ModelOptions
+from cleave.runtime.model import Model
+from cleave.runtime.model_options import ModelOptions
 from cleave.runtime.request import Completion, Prompt, SamplingParams
 from cleave.runtime.stats import Stats
 from cleave.runtime.stream import Stream

@@ -7,10 +7,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cleave.runtime.sampling.device.row import SampledRow
 from cleave.runtime.sampling.logprobs import TokenLogprobs
 from cleave.runtime.sampling.sampler import Sampler
-from cleave.runtime.step import Step
+from cleave.runtime.step import ScheduledChunk, Step
+
+
+def scored_positions(chunk: ScheduledChunk) -> range:
+    """The positions of a chunk whose logits score a token of the prompt, where that is wanted."""
+    sequence = chunk.sequence
+    if sequence.sampling is None or sequence.sampling.prompt_logprobs is None:
+        return range(0)
+    return range(max(chunk.start, len(sequence.prompt_logprobs)), min(chunk.end, len(sequence.prompt) - 1))
 
 
 class LogitRows:
@@ -28,38 +35,25 @@ class LogitRows:
         """Of the rows that are sampled, one each."""
         # An engine always computes a row; where no chunk reaches its end, its token goes nowhere.
         last = last or [int(first_rows[1]) - 1]
+        self.owners = self.sequences or [group[0].sequence]
+        """Of every row that is sampled, its sequence."""
         self.sampled = len(last)
         """How many rows are sampled."""
         self.states = [sequence.sampling for sequence in self.sequences] or [None]
         """How each of those is sampled."""
-        self.sampled_rows = [
-            SampledRow(chunk.sequence.id, chunk.sequence.sampling, chunk.end - len(chunk.sequence.prompt))
-            for chunk in group
-            if chunk.samples
-        ]
-        """The same for the device sampler; none where no chunk samples."""
         self._scored = []
         rows = last
         for first, chunk in zip(first_rows.tolist(), group, strict=False):
-            sequence = chunk.sequence
-            if sequence.sampling is None or sequence.sampling.prompt_logprobs is None:
-                continue
-            start = max(chunk.start, len(sequence.prompt_logprobs))
-            end = min(chunk.end, len(sequence.prompt) - 1)
-            self._scored += [(sequence, position) for position in range(start, end)]
-            rows = [*rows, *range(first + start - chunk.start, first + end - chunk.start)]
+            positions = scored_positions(chunk)
+            self._scored += [(chunk.sequence, position) for position in positions]
+            rows = [*rows, *(first + position - chunk.start for position in positions)]
         self.rows: npt.NDArray[np.int64] = np.array(rows, np.int64)
         """[rows] of the step."""
 
     @property
     def is_plain(self) -> bool:
         """Whether every row only yields its likeliest token."""
-        return not self.has_scores and all(state is None for state in self.states)
-
-    @property
-    def has_scores(self) -> bool:
-        """Whether there are rows that score a prompt."""
-        return bool(self._scored)
+        return not self._scored and all(state is None for state in self.states)
 
     def score(self, logits: npt.NDArray[Any], sampler: Sampler) -> dict[int, list[TokenLogprobs]]:
         """The logprobs of the tokens of prompts, by sequence id. logits [rows, vocab] float32."""

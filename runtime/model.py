@@ -5,34 +5,26 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from cleave.errors import AttentionError, EngineError, RequestError
+from cleave.errors import EngineError, RequestError
 from cleave.export.artifact import Artifact, Progress
-from cleave.kvcache.backend import backend_names
 from cleave.kvcache.budget import mib, page_bytes, pages_for
 from cleave.kvcache.keys import PageKeys
 from cleave.kvcache.memory_plan import ITEM_BYTES
 from cleave.kvcache.server import AttentionServer
 from cleave.runtime.backend_choice import backend_options, choose_backend
 from cleave.runtime.chat import Chat, Message
+from cleave.runtime.cuts import LEAST_ROWS
+from cleave.runtime.device_tokens import device_tokens
 from cleave.runtime.engine_cache.cache import EngineCache
-from cleave.runtime.engines.engine import (
-    Engine,
-    EngineOptions,
-    best_engine_kind,
-    check_engine_kind,
-    create_engine,
-    device_engine,
-)
+from cleave.runtime.engines.engine import Engine, best_engine_kind, create_engine, device_engine
+from cleave.runtime.model_options import ModelOptions, engine_options
 from cleave.runtime.request import Prompt
 from cleave.runtime.sampling import checks
-from cleave.runtime.sampling.device.create import create_device_sampler
 from cleave.runtime.sampling.state import SamplingState
 from cleave.runtime.sampling_params import SamplingDefaults, SamplingParams
 from cleave.runtime.sequence import Sequence
@@ -44,76 +36,6 @@ _log = logging.getLogger("cleave")
 _MEMORY_SHARE = 0.25
 _GPU_MEMORY_SHARE = 0.9
 """The rest is for graphs and for the attention backend's own buffers."""
-_STEP_TOKENS = (512, 8192)
-"""Rows of the largest step on a CPU and on a GPU."""
-_COUNTS = (
-    "max_model_len",
-    "kv_cache_bytes",
-    "max_tokens_per_step",
-    "max_sequences",
-    "page_size",
-    "threads",
-    "max_unread_tokens",
-)
-
-
-@dataclass(frozen=True, slots=True)
-class ModelOptions:
-    """How a model is loaded. None means: what suits the artifact and this machine."""
-
-    engine: str | None = None
-    attention: str | None = None
-    """Attention backend: "cpu", "onnx", "reference" or "triton"."""
-    device: str | None = None
-    """Where the engine computes: "cpu", "cuda" or "cuda:1". None: what the engine kind is made for."""
-    max_model_len: int | None = None
-    """Longest sequence, prompt and answer together; None: the model's context."""
-    kv_cache_bytes: int | None = None
-    """Memory for the KV cache; None: what `max_sequences` of the longest need, but at most a quarter of
-    the free memory, and nine tenths of a GPU's."""
-    max_tokens_per_step: int | None = None
-    """Rows of the largest step; None: 512, and 8192 on a GPU."""
-    max_sequences: int = 64
-    """Most requests that run at once; more wait."""
-    page_size: int = 16
-    """Tokens of a page."""
-    prefix_cache: bool = True
-    """Keep full pages, and use them again for requests that begin alike."""
-    threads: int | None = None
-    max_unread_tokens: int = 4096
-    """Tokens that the reader of a stream may leave unread before its request is called off."""
-    verify: bool = True
-    """Compare the artifact's files with their SHA-256 first."""
-    cache: str | Path | None = None
-    """Folder of the engine cache; None: CLEAVE_CACHE, else the user's cache directory."""
-    allow_build: bool = True
-    """Build an engine that the cache lacks; else that is an error, which says why it is not reused."""
-
-    def __post_init__(self) -> None:
-        """Raises EngineError for values that are not allowed, AttentionError for an unknown backend."""
-        for name in _COUNTS:
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, Integral) or value < 1):
-                raise EngineError(f"{name} is {value!r}; it must be a whole number, and at least 1")
-        # Asked for by name before the files are compared with their digests, which takes a while.
-        check_engine_kind(self.engine)
-        if self.attention is not None and self.attention not in backend_names():
-            known = ", ".join(backend_names())
-            raise AttentionError(f"there is no attention backend {self.attention!r}; there are: {known}")
-
-
-def engine_options(
-    kind: str, options: ModelOptions, max_length: int, compute_capability: str | None = None
-) -> EngineOptions:
-    """What an engine is made with, or built ahead of time, for sequences of up to `max_length` tokens."""
-    most = options.max_tokens_per_step or _STEP_TOKENS[kind != "onnxruntime"]
-    return EngineOptions(
-        max_tokens=min(most, options.max_sequences * max_length),
-        max_sequences=options.max_sequences,
-        threads=options.threads,
-        device=options.device,
-        compute_capability=compute_capability,
-    )
 
 
 class Model:
@@ -124,8 +46,7 @@ class Model:
         checking = progress and _telling("checking", progress)
         artifact = Artifact.open(folder, verify=options.verify, progress=checking)
         manifest = artifact.manifest
-        self.folder = artifact.folder
-        self.dtype = manifest.dtype
+        self.folder, self.dtype = artifact.folder, manifest.dtype
         self.options = options
         self.max_length = self._bounded_length(manifest.max_position)
         self.tokenizer = Tokenizer(artifact.tokenizer_file, manifest.vocab_size)
@@ -133,7 +54,7 @@ class Model:
         self.chat = Chat(artifact)
         self.grammars = GrammarCompiler(self.tokenizer, self.eos_token_ids, threads=options.threads)
         self.sampling_defaults = SamplingDefaults.from_generation_config(artifact.generation_config)
-        kind = options.engine or best_engine_kind()
+        kind = options.engine or best_engine_kind(artifact)
         chosen = engine_options(kind, options, self.max_length)
         rows = chosen.max_tokens
         self.engine: Engine = create_engine(
@@ -146,13 +67,19 @@ class Model:
         )
         for note in self.engine.notes:
             _log.warning("%s", note)
-        self.device_sampler = create_device_sampler(
-            manifest.vocab_size, self.engine.device, options.max_sequences
+        self.device_tokens = (
+            device_tokens(self.engine, manifest.vocab_size, chosen) if options.ahead else None
         )
-        """Chooses tokens where the engine leaves logits on a GPU; None where the host does."""
+        """What chooses the tokens of steps that are started ahead; None where none are."""
         self.page_bytes = page_bytes(manifest.layer_specs, options.page_size, ITEM_BYTES[self.engine.dtype])
-        backend = choose_backend(options.attention, self.engine)
+        backend = choose_backend(options.attention, self.engine, deterministic=options.deterministic)
         self.attention_backend = backend
+        self.has_fixed_cuts = options.deterministic and backend != "cpu"
+        """Whether a token's bits depend on where its prompt was cut, and must not; see `fixed_cut`."""
+        if self.has_fixed_cuts and rows <= LEAST_ROWS:
+            raise EngineError(
+                f"max_tokens_per_step is {rows}; with deterministic it must be {LEAST_ROWS + 1}"
+            )
         self.attention = AttentionServer(
             manifest.layer_specs,
             backend=backend,
@@ -161,7 +88,7 @@ class Model:
             max_position=self.max_length,
             max_tokens=rows,
             **backend_options(
-                backend, self.engine, artifact, options.threads, min(rows, options.max_sequences)
+                backend, self.engine, artifact, options.threads, chosen.max_sequences, options.deterministic
             ),
         )
         self.max_tokens_per_step = rows
@@ -212,7 +139,10 @@ class Model:
             stops |= self.eos_token_ids
         sampling = self._sampling(params, tokens, stops, stream)
         # Pages that the prefix cache has are not computed, so there would be no logprobs of their tokens.
-        finds_prefix = self.options.prefix_cache and params.prompt_logprobs is None
+        # With fixed cuts its pages may have been computed otherwise than here.
+        finds_prefix = (
+            self.options.prefix_cache and params.prompt_logprobs is None and not self.has_fixed_cuts
+        )
         keys = PageKeys(self.options.page_size) if finds_prefix else None
         return Sequence(identifier, tokens, max_tokens, stops, priority, keys, sampling=sampling)
 
@@ -298,8 +228,4 @@ class Model:
 
 def _telling(verb: str, progress: Progress) -> Progress:
     """Say also what is done with what is named."""
-
-    def report(name: str, done: int, total: int) -> None:
-        progress(f"{verb} {name}", done, total)
-
-    return report
+    return lambda name, done, total: progress(f"{verb} {name}", done, total)

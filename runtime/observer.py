@@ -28,7 +28,7 @@ class StepReport:
     ended: float
     """When, on the clock of `time.monotonic`."""
     seconds: float
-    """From the first thought about it to its commit."""
+    """From the first thought about it, or the end of the step before it where that was later, to its end."""
     prefill_tokens: int = 0
     """Rows of prompts, and of what was computed before a preemption."""
     decode_tokens: int = 0
@@ -144,7 +144,7 @@ class Observers:
         report = StepReport(step, now, now - began)
         report.generated_tokens, report.errors = len(outcome.tokens), len(outcome.errors)
         for chunk in step:
-            if chunk.sequence.cached != chunk.start + chunk.count:
+            if not chunk.is_stored:
                 continue  # It was left out, or failed.
             if chunk.count > 1 or chunk.start < len(chunk.sequence.prompt):
                 report.prefill_tokens += chunk.count

@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
 
-from cleave.errors import RequestError
 from cleave.kvcache.budget import pages_for
-from cleave.kvcache.page_manager import PageManager
-from cleave.runtime.queue import UrgencyQueue
-from cleave.runtime.request import FinishReason
+from cleave.runtime.cuts import fixed_cut
+from cleave.runtime.draft import Draft
+from cleave.runtime.ledger import Ledger
 from cleave.runtime.sequence import Sequence
-from cleave.runtime.step import ScheduledChunk, Step, StepOutcome
-
-PLACES_PER_PRIORITY = 1000
+from cleave.runtime.step import ScheduledChunk, Step
 
 
-@dataclass(slots=True)
-class _Draft:
-    """A step being put together."""
-
-    budget: int
-    """Tokens that it can still take."""
-    room: int
-    """Available pages that it has not promised."""
-    outstanding: int
-    """Pages that the running sequences lack for the tokens they have, promised ones included."""
-    chunks: dict[int, ScheduledChunk] = field(default_factory=dict)
-
-
-class Scheduler:
+class Scheduler(Ledger):
     """Decides; runs nothing, does no I/O, reads no clock, starts no thread. The same calls give the
     same steps.
 
@@ -52,71 +35,20 @@ class Scheduler:
     The most urgent unfinished sequence is in every step: it can take the pages of all others, and `add`
     refuses what would not fit alone. So something always moves on, and a sequence that was preempted
     comes back as soon as it is the most urgent, if not before.
+
+    **Ahead.** A step may be launched before it is known what comes of it, and the next one scheduled
+    meanwhile: a token in flight counts for length and pages, and a sequence whose last token is in flight
+    is left out. What ends while its next token is in flight ends at once, and that token is dropped; its
+    pages can be used again, since steps run in the order of their launch.
     """
 
-    def __init__(
-        self,
-        pages: PageManager,
-        *,
-        max_tokens: int,
-        max_sequences: int,
-        places_per_priority: int = PLACES_PER_PRIORITY,
-    ) -> None:
-        """At most `max_tokens` rows a step and `max_sequences` running at once, over the KV pages of
-        `pages`, where the scheduler alone opens and closes its sequences.
-        """
-        self._pages = pages
-        self._max_tokens = max_tokens
-        # One row is left for a prompt whenever all of the others decode.
-        self._max_sequences = max(1, min(max_sequences, max_tokens - 1))
-        self._places_per_priority = places_per_priority
-        self._arrivals = 0
-        self._waiting = UrgencyQueue()
-        self._running = UrgencyQueue()
-        self._in_flight: Step = ()
-        self._called_off: dict[int, tuple[FinishReason, str | None]] = {}
-        self._preemptions = 0
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether nothing is left to do."""
-        return not self._waiting and not self._running
-
-    @property
-    def waiting(self) -> int:
-        """Sequences that wait, those that were preempted included."""
-        return len(self._waiting)
-
-    @property
-    def running(self) -> int:
-        """Sequences that hold pages."""
-        return len(self._running)
-
-    @property
-    def preemptions(self) -> int:
-        """How often a sequence lost its pages to a more urgent one."""
-        return self._preemptions
-
-    def add(self, sequence: Sequence) -> None:
-        """Queue a sequence. Raises RequestError where it cannot fit the KV cache even when alone."""
-        # The last generated token is never fed back, so its k and v are never stored.
-        stored = sequence.max_length - 1
-        if pages_for(stored, self._pages.page_size) > self._pages.num_pages:
-            raise RequestError(
-                f"the request may grow to {stored} cached tokens; the KV cache holds "
-                f"{self._pages.num_pages * self._pages.page_size}: lower max_tokens or shorten the prompt"
-            )
-        rank = self._arrivals + self._places_per_priority * sequence.priority
-        sequence.urgency = (rank, self._arrivals)
-        sequence.status = "waiting"
-        self._arrivals += 1
-        self._waiting.add(sequence)
-
     def schedule(self) -> Step:
-        """The next step; empty only where nothing is left to do. It must be committed."""
-        if self._in_flight:
+        """The next step: to be committed, launched or withdrawn. It is empty only where nothing is left to
+        do, or nothing can be done before a launched step is committed.
+        """
+        if self._scheduled:
             raise RuntimeError("the step before was not committed")
-        draft = _Draft(self._max_tokens, self._pages.available_pages, 0)
+        draft = Draft(self._pages.page_size, self._max_tokens, self._pages.available_pages)
         prompts = self._decode(draft)
         while draft.budget:
             head = self._waiting.first if self._waiting else None
@@ -129,67 +61,23 @@ class Scheduler:
                     self._prefill(sequence, draft)
             else:
                 break
-        self._in_flight = tuple(draft.chunks.values())
-        return self._in_flight
+        self._scheduled = tuple(draft.chunks.values())
+        return self._scheduled
 
-    def commit(self, outcome: StepOutcome) -> list[Sequence]:
-        """Take in what came of the step; gives back the sequences that ended, in its order.
-
-        A chunk counts as computed where the attention server has committed it, and is scheduled again
-        where not: after a step that was broken off, this brings both into line.
-        """
-        step, self._in_flight = self._in_flight, ()
-        ended = []
-        length_of = self._pages.length
-        for chunk in step:
-            sequence = chunk.sequence
-            end = chunk.start + chunk.count
-            if length_of(sequence.id) == end:
-                sequence.cached = end
-                sequence.prompt_logprobs += outcome.prompt_logprobs.get(sequence.id, ())
-                if chunk.samples:
-                    sequence.append(outcome.tokens[sequence.id], outcome.logprobs.get(sequence.id))
-            if sequence.finish_reason is None and sequence.id in outcome.errors:
-                sequence.finish("error", outcome.errors[sequence.id])
-            if sequence.finish_reason is None and sequence.id in self._called_off:
-                sequence.finish(*self._called_off[sequence.id])
-            if sequence.finish_reason is not None:
-                self._leave(sequence)
-                ended.append(sequence)
-        self._called_off.clear()
-        return ended
-
-    def abort(self, sequence: Sequence) -> bool:
-        """Call a sequence off; see `end`."""
-        return self.end(sequence, "abort")
-
-    def end(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> bool:
-        """End a sequence for a reason that is not in its tokens, wherever it stands; True where it ended now.
-
-        One that is in the step under way ends when that is committed; one that has ended stays as it is.
-        """
-        if sequence.status == "ended":
-            return False
-        if any(chunk.sequence is sequence for chunk in self._in_flight):
-            self._called_off[sequence.id] = (reason, error)
-            return False
-        sequence.finish(reason, error)
-        if sequence.status != "new":
-            self._leave(sequence)
-        return True
-
-    def _decode(self, draft: _Draft) -> deque[Sequence]:
+    def _decode(self, draft: Draft) -> deque[Sequence]:
         """One token of every sequence that is decoding; gives back those that are not, in order."""
         prompts: deque[Sequence] = deque()
-        page_size = self._pages.page_size
+        page_size = draft.page_size
         lacking: list[Sequence] = []
         for sequence in self._running:
             start = sequence.cached
             if start + 1 < sequence.length:
                 prompts.append(sequence)
-                draft.outstanding += self._missing(sequence)
+                draft.outstanding += draft.missing(sequence)
+            elif sequence.is_exhausted:
+                continue
             elif start % page_size:
-                draft.chunks[sequence.id] = ScheduledChunk(sequence, start, 1, True)
+                draft.chunks[sequence.id] = ScheduledChunk(sequence, start, 1, True, sequence.residence)
             else:
                 lacking.append(sequence)
         draft.budget -= len(draft.chunks)
@@ -199,21 +87,24 @@ class Scheduler:
                 self._preempt(self._running.last, draft)
             if sequence.status == "running":
                 draft.room -= 1
-                self._put(sequence, 1, draft)
+                draft.put(sequence, 1)
         return prompts
 
-    def _prefill(self, sequence: Sequence, draft: _Draft) -> None:
+    def _prefill(self, sequence: Sequence, draft: Draft) -> None:
         """As many tokens of a prompt as budget and pages allow; at least one of the most urgent."""
-        wanted = min(sequence.pending, draft.budget)
-        count = self._fitting(sequence, wanted, draft.room)
-        while not count and self._running.last is not sequence:
+        wanted = self._cut(sequence, min(sequence.pending, draft.budget))
+        count = self._cut(sequence, draft.fitting(sequence, wanted))
+        while wanted and not count and self._running.last is not sequence:
             self._preempt(self._running.last, draft)
-            count = self._fitting(sequence, wanted, draft.room)
+            count = self._cut(sequence, draft.fitting(sequence, wanted))
         if count:
-            draft.room -= self._new_pages(sequence.cached, count)
-            self._put(sequence, count, draft)
+            draft.room -= draft.new_pages(sequence.cached, count)
+            draft.put(sequence, count)
 
-    def _admit(self, head: Sequence, draft: _Draft) -> bool:
+    def _cut(self, sequence: Sequence, count: int) -> int:
+        return fixed_cut(sequence, count) if self._fixed_cuts else count
+
+    def _admit(self, head: Sequence, draft: Draft) -> bool:
         """Let a waiting sequence run if it fits, at the expense of less urgent ones if that is enough."""
         while not self._fits(head, draft):
             if not self._would_fit(head, draft):
@@ -227,10 +118,10 @@ class Scheduler:
             head.found = head.cached
         self._running.add(head)
         draft.room = self._pages.available_pages - promised
-        draft.outstanding += self._missing(head)
+        draft.outstanding += draft.missing(head)
         return True
 
-    def _fits(self, head: Sequence, draft: _Draft) -> bool:
+    def _fits(self, head: Sequence, draft: Draft) -> bool:
         # With nothing running this is what `add` has checked, so the most urgent always comes in.
         running = len(self._running)
         if running >= self._max_sequences:
@@ -238,7 +129,7 @@ class Scheduler:
         left = self._pages.available_pages - draft.outstanding - running
         return left > 0 and self._pages.cost(head.length, head.keys) <= left
 
-    def _would_fit(self, head: Sequence, draft: _Draft) -> bool:
+    def _would_fit(self, head: Sequence, draft: Draft) -> bool:
         """Whether it might fit without the less urgent ones, taking all of their pages for their own."""
         if not self._running or self._running.last.urgency < head.urgency:
             return False
@@ -249,49 +140,21 @@ class Scheduler:
             if victim.urgency < head.urgency:
                 return False
             running -= 1
-            left += pages_for(victim.cached, self._pages.page_size) + self._missing(victim) + 1
+            left += pages_for(victim.cached, draft.page_size) + draft.missing(victim) + 1
             if running < self._max_sequences and cost <= left:
                 return True
         return False
 
-    def _preempt(self, victim: Sequence, draft: _Draft) -> None:
+    def _preempt(self, victim: Sequence, draft: Draft) -> None:
         """Take the pages of a running sequence, and its chunk of the step if it has one."""
-        promised = self._pages.available_pages - draft.room
-        chunk = draft.chunks.pop(victim.id, None)
-        if chunk is not None:
-            draft.budget += chunk.count
-            promised -= self._new_pages(chunk.start, chunk.count)
-        draft.outstanding -= self._missing(victim)
-        self._running.remove(victim)
-        self._pages.close(victim.id)
-        victim.cached = 0
-        victim.preemptions += 1
-        self._preemptions += 1
-        victim.status = "waiting"
-        self._waiting.add(victim)
-        draft.room = self._pages.available_pages - promised
-
-    def _put(self, sequence: Sequence, count: int, draft: _Draft) -> None:
-        start = sequence.cached
-        draft.chunks[sequence.id] = ScheduledChunk(sequence, start, count, start + count == sequence.length)
-        draft.budget -= count
-
-    def _leave(self, sequence: Sequence) -> None:
-        if sequence.status == "running":
-            self._running.remove(sequence)
-            self._pages.close(sequence.id)
+        promised = self._pages.available_pages - draft.room - draft.take(victim)
+        draft.outstanding -= draft.missing(victim)
+        self._evict(victim)
+        if victim.is_exhausted:
+            victim.status = "leaving"
         else:
-            self._waiting.remove(sequence)
-        sequence.status = "ended"
-
-    def _missing(self, sequence: Sequence) -> int:
-        """Pages that a running sequence lacks for the tokens it has."""
-        return self._new_pages(sequence.cached, sequence.pending)
-
-    def _new_pages(self, start: int, count: int) -> int:
-        return pages_for(start + count, self._pages.page_size) - pages_for(start, self._pages.page_size)
-
-    def _fitting(self, sequence: Sequence, wanted: int, room: int) -> int:
-        """How many of the next tokens have a place with `room` more pages."""
-        pages = pages_for(sequence.cached, self._pages.page_size) + room
-        return min(wanted, pages * self._pages.page_size - sequence.cached)
+            victim.preemptions += 1
+            self._preemptions += 1
+            victim.status = "waiting"
+            self._waiting.add(victim)
+        draft.room = self._pages.available_pages - promised

@@ -11,7 +11,8 @@ from cleave.runtime.request import FinishReason
 from cleave.runtime.sampling.logprobs import TokenLogprobs
 from cleave.runtime.sampling.state import SamplingState
 
-Status = Literal["new", "waiting", "running", "ended"]
+Status = Literal["new", "waiting", "running", "leaving", "ended"]
+"""leaving: without pages, and its last token in flight."""
 
 
 @dataclass(slots=True, eq=False)
@@ -32,8 +33,14 @@ class Sequence:
     keys: PageKeys | None = None
     """For the prefix cache; None: its pages are not shared."""
     output: list[int] = field(default_factory=list)
+    in_flight: int = 0
+    """Tokens that steps under way sample, and that are not in `output` yet."""
     cached: int = 0
-    """Tokens whose k and v are in the KV cache."""
+    """Tokens whose k and v are in the KV cache, or will be when the steps under way have ended."""
+    residence: int = 0
+    """How often it has lost its pages: a number for its stay in the KV cache."""
+    is_suspect: bool = False
+    """Whether a step that it was in failed after its launch; it runs in lockstep until its next token."""
     status: Status = "new"
     urgency: tuple[int, int] = (0, 0)
     """Its place in the order of the scheduler, which sets it; lower is sooner."""
@@ -55,13 +62,18 @@ class Sequence:
 
     @property
     def length(self) -> int:
-        """Tokens in all."""
-        return len(self.prompt) + len(self.output)
+        """Tokens in all, those in flight included."""
+        return len(self.prompt) + len(self.output) + self.in_flight
 
     @property
     def pending(self) -> int:
-        """Tokens that are still to be computed: one where it is decoding."""
-        return len(self.prompt) + len(self.output) - self.cached
+        """Tokens that are still to be computed: one where it decodes, none where the last is in flight."""
+        return min(self.length, self.max_length - 1) - self.cached
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether its last token by `max_tokens` is in flight, so that nothing of it is left to compute."""
+        return len(self.output) + self.in_flight >= self.max_tokens
 
     @property
     def max_length(self) -> int:
@@ -69,7 +81,7 @@ class Sequence:
         return len(self.prompt) + self.max_tokens
 
     def tokens(self, start: int, count: int) -> list[int]:
-        """`count` tokens from position `start` on."""
+        """`count` tokens from position `start` on; those in flight are left out."""
         prompt = len(self.prompt)
         if start >= prompt:
             return self.output[start - prompt : start - prompt + count]

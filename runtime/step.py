@@ -17,6 +17,12 @@ class ScheduledChunk:
     count: int
     samples: bool
     """Whether they reach its end, so that the step yields its next token."""
+    residence: int = 0
+    """Which stay of the sequence in the KV cache they belong to."""
+    is_stored: bool = False
+    """Whether they are in the KV cache: the step was launched, or committed, and they were not left out."""
+    is_void: bool = False
+    """Whether what comes of them counts for nothing, since the token before them was lost."""
 
     @property
     def end(self) -> int:
@@ -39,3 +45,5 @@ class StepOutcome:
     """Sequence id -> the logprobs of its next token, where they are wanted."""
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
     """Sequence id -> those of the next tokens of its prompt."""
+    lost: set[int] = field(default_factory=set)
+    """Ids of sequences whose part of a launched step failed; they are computed again from their start."""

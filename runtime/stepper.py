@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +12,8 @@ from cleave.errors import CleaveError, reason
 from cleave.kvcache.server import AttentionServer
 from cleave.kvcache.step import Chunk
 from cleave.runtime.engines.engine import Engine, device_engine
-from cleave.runtime.logit_rows import LogitRows
-from cleave.runtime.sampling.device.interface import TokenSampler
+from cleave.runtime.logit_rows import LogitRows, scored_positions
+from cleave.runtime.pending import DeviceTokens, Pending
 from cleave.runtime.sampling.likeliest import likeliest
 from cleave.runtime.sampling.logprobs import TokenLogprobs
 from cleave.runtime.sampling.sampler import Sampled, Sampler
@@ -26,24 +27,95 @@ _SEARCHES = 4
 """Culprits that are looked for in one step; more than these wait for the next one."""
 
 
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A step that the device has been told to run; what comes of it is not known yet."""
+
+    step: Step
+    wanted: LogitRows
+    pending: Pending
+    rows: dict[int, int]
+    """Sequence id -> the row of `pending.tokens` that has its next token."""
+
+
 class Stepper:
     """Runs steps of one engine over one attention server.
 
     A step that fails changes nothing and is run again in halves, those in halves again, until the
     request that fails by itself is found. Whatever does not fail is committed on the way. What the budget
     of runs did not reach is left out and comes first in the next step, so nobody is put off for long.
+
+    On a DeviceEngine a step can be launched instead, while the one before it runs, and fetched later.
     """
 
     def __init__(
-        self, engine: Engine, attention: AttentionServer, device_sampler: TokenSampler | None = None
+        self, engine: Engine, attention: AttentionServer, tokens: DeviceTokens | None = None
     ) -> None:
-        """`device_sampler` samples what a DeviceEngine gives; None: the logits come to the host."""
+        """`tokens` chooses those of launched steps; None: no step can be launched."""
         self._engine = engine
-        self._device_sampler = device_sampler
         self._on_device = device_engine(engine)
         self._attention = attention
         self._sampler = Sampler()
+        self._tokens = tokens
         self._put_off: set[int] = set()
+
+    def can_launch(self, step: Step) -> bool:
+        """Whether the device alone can sample a step, and nobody in it is suspected of making it fail."""
+        if self._tokens is None or self._put_off:
+            return False
+        return all(self._can_launch(chunk) for chunk in step)
+
+    def launch(self, step: Step, before: Launch | None) -> Launch:
+        """Start a step, and commit it to the attention server, without waiting for the device.
+
+        Tokens that are in flight are those of `before`, the step that was launched last. Whatever is
+        raised, nothing was launched and the KV cache is as before.
+        """
+        if self._on_device is None or self._tokens is None:
+            raise RuntimeError("this stepper launches no steps")
+        token_ids = _token_ids(step, {} if before is None else before.rows)
+        wanted = LogitRows(step)
+        self._plan(step)
+        try:
+            output = self._on_device.launch(
+                token_ids, wanted.rows, self._attention, None if before is None else before.pending.tokens
+            )
+            pending = self._tokens.choose(output, wanted)
+        except BaseException:
+            self._attention.rollback()
+            raise
+        self._attention.commit(share=False)
+        return Launch(
+            step, wanted, pending, {sequence.id: row for row, sequence in enumerate(wanted.sequences)}
+        )
+
+    def fetch(self, launch: Launch, outcome: StepOutcome) -> None:
+        """Wait for a launched step and fill in `outcome`: its tokens, and who has to be computed again."""
+        try:
+            sampled = launch.pending.wait()
+        except BaseException as error:
+            outcome.lost = {chunk.sequence.id for chunk in launch.step}
+            if not isinstance(error, Exception):
+                raise
+            _log.warning("a step of %d requests failed and is computed again: %s", len(launch.step), error)
+            return
+        outcome.lost = {
+            owner.id for owner, token in zip(launch.wanted.owners, sampled.tokens, strict=True) if token < 0
+        }
+        for sequence, token, logprobs in zip(
+            launch.wanted.sequences, sampled.tokens, sampled.logprobs, strict=False
+        ):
+            if token < 0:
+                continue
+            outcome.tokens[sequence.id] = token
+            if logprobs is not None:
+                outcome.logprobs[sequence.id] = logprobs
+
+    def forget(self, sequences: list[int]) -> None:
+        """They have ended, or their tokens in flight were lost."""
+        if self._tokens is not None:
+            for sequence in sequences:
+                self._tokens.forget(sequence)
 
     def run(self, step: Step, outcome: StepOutcome) -> None:
         """Run a step and fill in `outcome`, part by part.
@@ -80,11 +152,9 @@ class Stepper:
 
     def _run(self, group: tuple[ScheduledChunk, ...], outcome: StepOutcome) -> None:
         """Run a group and commit it; where anything raises, the KV cache is as before."""
-        token_ids = np.array(
-            [token for chunk in group for token in chunk.sequence.tokens(chunk.start, chunk.count)], np.int64
-        )
+        token_ids = _token_ids(group, {})
         wanted = LogitRows(group)
-        self._attention.plan([Chunk(chunk.sequence.id, chunk.start, chunk.count) for chunk in group])
+        self._plan(group)
         try:
             sampled, scored = self._sample(token_ids, wanted)
         except BaseException:
@@ -100,6 +170,16 @@ class Stepper:
         outcome.prompt_logprobs.update(scored)
         self._attention.commit()
 
+    def _can_launch(self, chunk: ScheduledChunk) -> bool:
+        sequence = chunk.sequence
+        if sequence.is_suspect or self._tokens is None:
+            return False
+        state = sequence.sampling
+        return state is None or (self._tokens.takes(state) and not scored_positions(chunk))
+
+    def _plan(self, group: Step) -> None:
+        self._attention.plan([Chunk(chunk.sequence.id, chunk.start, chunk.count) for chunk in group])
+
     def _sample(
         self, token_ids: npt.NDArray[np.int64], wanted: LogitRows
     ) -> tuple[Sampled, dict[int, list[TokenLogprobs]]]:
@@ -107,19 +187,20 @@ class Stepper:
         if self._on_device is not None and wanted.is_plain:
             tokens = likeliest(self._on_device.run_on_device(token_ids, wanted.rows, self._attention))
             return Sampled(tokens, [None] * len(tokens)), {}
-        if self._on_device is not None and self._device_sampler is not None and self._stays(wanted):
-            logits = self._on_device.run_on_device(token_ids, wanted.rows, self._attention)
-            return self._device_sampler.sample(logits, wanted.sampled_rows).result(), {}
         logits = self._engine.run(token_ids, wanted.rows, self._attention)
         scored = wanted.score(logits, self._sampler)
         return self._sampler.sample(logits[: wanted.sampled], wanted.states), scored
 
-    def _stays(self, wanted: LogitRows) -> bool:
-        """Whether the logits need not come to the host."""
-        sampler = self._device_sampler
-        if sampler is None or wanted.has_scores:
-            return False
-        return all(sampler.takes(state, in_lockstep=True) for state in wanted.states)
+
+def _token_ids(group: Step, rows: dict[int, int]) -> npt.NDArray[np.int64]:
+    """[tokens] of the chunks; -1 - r for a token in flight that is row r of the step before."""
+    ids: list[int] = []
+    for chunk in group:
+        tokens = chunk.sequence.tokens(chunk.start, chunk.count)
+        ids += tokens
+        if len(tokens) < chunk.count:
+            ids.append(-1 - rows[chunk.sequence.id])
+    return np.array(ids, np.int64)
 
 
 def _runs_allowed(requests: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
+from cleave.crew.crew import Crew, make_crew
 from cleave.errors import AttentionError
 from cleave.kvcache.backend import CacheShape
 from cleave.kvcache.backends import cpu_kernel
@@ -27,15 +27,24 @@ _UNLIMITED = 1 << 40
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """What run() needs of one layer, in the form and order in which the kernel takes it."""
+    """What run() needs of one layer, as the kernel takes it."""
 
     spec: AttentionSpec
-    q_size: int
-    kv_size: int
-    arrays: tuple[Float32, Float32, Float32, Float32]
-    """keys, values, cos, sin"""
-    numbers: tuple[int, int, int, int, int, float, float]
-    """heads, kv_heads, head_dim, page_size, window, scale, cap"""
+    record: npt.NDArray[Any]
+    """[1] of cpu_kernel.LAYER."""
+    address: int
+    """Of the record."""
+    arrays: tuple[Float32, ...]
+    """What the record has the addresses of."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """Layers of one shape, for which a step is cut in the same way."""
+
+    spec: AttentionSpec
+    step: npt.NDArray[Any]
+    """[1] of cpu_kernel.STEP: that of the planned step."""
 
 
 class CpuBackend:
@@ -57,22 +66,27 @@ class CpuBackend:
         if threads <= 0:
             raise AttentionError(f"threads is {threads}; it must be positive, or None for all physical cores")
         self._threads = threads
-        kinds = {(spec.heads, spec.kv_heads, spec.head_dim, spec.window): spec for spec in shape.specs}
-        self._kinds = list(kinds.values())
-        self._kind_of_layer = [
-            list(kinds).index((spec.heads, spec.kv_heads, spec.head_dim, spec.window)) for spec in shape.specs
-        ]
-        tables = {spec.rope: _tables(spec.rope, shape.max_position) for spec in shape.specs}
-        self._layers = [_layer(shape, spec, *tables[spec.rope]) for spec in shape.specs]
+        kinds = {_shape_of(spec): spec for spec in shape.specs}
+        self._kinds = {key: _Kind(spec, np.zeros(1, cpu_kernel.STEP)) for key, spec in kinds.items()}
         floats = max(cpu_kernel.scratch_floats(spec.head_dim) for spec in shape.specs)
-        self._scratch = [(_aligned(floats), np.zeros(cpu_kernel.LOOK_UP, np.int64)) for _ in range(threads)]
-        self._pool = ThreadPoolExecutor(threads - 1, "cleave-attention") if threads > 1 else None
+        self._scratch = _aligned(threads * floats), np.zeros(threads * cpu_kernel.LOOK_UP, np.int64)
+        tables = {spec.rope: _tables(spec.rope, shape.max_position) for spec in shape.specs}
+        self._layers = [
+            _layer(shape, spec, self._kinds[_shape_of(spec)].step, tables[spec.rope], self._scratch)
+            for spec in shape.specs
+        ]
+        self._crew: Crew = make_crew(threads, "cleave-attention")
         self._work: list[Work] = []
 
     def plan(self, step: StepPlan) -> None:
         """Cut the step into items, and the items into parts of about equal cost, for each kind of layer."""
-        work = [cut(step, spec, cpu_kernel.TILE, self._threads) for spec in self._kinds]
-        self._work = [work[kind] for kind in self._kind_of_layer]
+        work = {
+            key: cut(step, kind.spec, cpu_kernel.TILE, self._crew.threads)
+            for key, kind in self._kinds.items()
+        }
+        for key, kind in self._kinds.items():
+            _write_step(kind.step, work[key])
+        self._work = [work[_shape_of(layer.spec)] for layer in self._layers]
 
     def run(self, layer: int, q: Any, k: Any, v: Any, out: Any) -> None:
         """One layer of the planned step; arrays are C-contiguous, writeable float32 numpy arrays.
@@ -83,54 +97,27 @@ class CpuBackend:
             raise AttentionError("no step is planned; call plan(step) before run(layer, ...)")
         own, work = self._layers[layer], self._work[layer]
         try:
-            if not (
-                q.shape == out.shape == (work.rows, own.q_size)
-                and k.shape == v.shape == (work.rows, own.kv_size)
-            ):
-                raise TypeError
-            if self._pool is None or work.parts == 1:
-                self._attend(own, work, 0, True, 0, work.bounds[-1], q, k, v, out)
-            else:
-                self._share(self._pool, own, work, q, k, v, out)
-        except (AttributeError, TypeError):
+            fits = cpu_kernel.begin(q, k, v, out, own.address)
+        except TypeError:
             # The kernel takes one type of array only. Which one does not fit is looked up when it fails,
             # since looking each time costs as much as the kernel's own overhead.
-            _explain(q, k, v, out, work.rows, own)
+            _explain(q, k, v, out, work.rows, own.spec)
             raise
+        if not fits:
+            _explain(q, k, v, out, work.rows, own.spec)
+        if work.append_parts > 1:
+            self._crew.run(cpu_kernel.append.address, own.address, work.append_parts)
+        self._crew.run(cpu_kernel.attend.address, own.address, work.parts)
 
     def close(self) -> None:
         """Give the pages back and end the threads."""
-        if self._pool is not None:
-            self._pool.shutdown()
-        self._layers, self._work, self._pool = [], [], None
-
-    def _share(self, pool: ThreadPoolExecutor, own: _Layer, work: Work, *tensors: Any) -> None:
-        """Append first, since every part may read what any row appends; then one part a thread."""
-        bounds = work.bounds
-        self._attend(own, work, 0, True, 0, 0, *tensors)
-        others = [
-            pool.submit(self._attend, own, work, part, False, bounds[part], bounds[part + 1], *tensors)
-            for part in range(1, work.parts)
-        ]
-        try:
-            self._attend(own, work, 0, False, bounds[0], bounds[1], *tensors)
-        finally:
-            # Also when this thread is interrupted: nobody may write to `out` after run() has ended.
-            wait(others)
-        for other in others:
-            other.result()
-
-    def _attend(
-        self, own: _Layer, work: Work, part: int, is_first: bool, begin: int, end: int, *tensors: Any
-    ) -> None:
-        cpu_kernel.attend(
-            *tensors, *own.arrays, *work.arrays, *self._scratch[part], is_first, begin, end, *own.numbers
-        )
+        self._crew.close()
+        self._layers, self._work = [], []
 
 
-def _explain(q: Any, k: Any, v: Any, out: Any, rows: int, own: _Layer) -> None:
+def _explain(q: Any, k: Any, v: Any, out: Any, rows: int, spec: AttentionSpec) -> None:
     """Raise AttentionError for the first array that the kernel does not take."""
-    sizes = {"q": (q, own.q_size), "k": (k, own.kv_size), "v": (v, own.kv_size), "out": (out, own.q_size)}
+    sizes = {"q": (q, spec.q_size), "k": (k, spec.kv_size), "v": (v, spec.kv_size), "out": (out, spec.q_size)}
     for name, (array, columns) in sizes.items():
         if not isinstance(array, np.ndarray):
             raise AttentionError(
@@ -143,20 +130,55 @@ def _explain(q: Any, k: Any, v: Any, out: Any, rows: int, own: _Layer) -> None:
             )
 
 
-def _layer(shape: CacheShape, spec: AttentionSpec, cos: Float32, sin: Float32) -> _Layer:
+def _shape_of(spec: AttentionSpec) -> tuple[int, int, int, int | None]:
+    """What the division of a step depends on."""
+    return (spec.heads, spec.kv_heads, spec.head_dim, spec.window)
+
+
+def _layer(
+    shape: CacheShape,
+    spec: AttentionSpec,
+    step: npt.NDArray[Any],
+    tables: tuple[Float32, Float32],
+    scratch: tuple[npt.NDArray[Any], npt.NDArray[Any]],
+) -> _Layer:
     """Scores leave the kernel in base 2, so log2(e) is part of the scale; with a softcap, of the cap."""
     tokens = shape.num_pages * shape.page_size * spec.kv_heads
+    keys = _aligned(tokens * spec.head_dim)
+    values = _aligned(tokens * cpu_kernel.padded(spec.head_dim))
     to_base_2 = math.log2(math.e)
-    scale = spec.scale * to_base_2 if spec.softcap is None else spec.scale / spec.softcap
-    cap = 0.0 if spec.softcap is None else spec.softcap * to_base_2
-    window = _UNLIMITED if spec.window is None else spec.window
-    return _Layer(
-        spec,
-        spec.q_size,
-        spec.kv_size,
-        (_aligned(tokens * spec.head_dim), _aligned(tokens * cpu_kernel.padded(spec.head_dim)), cos, sin),
-        (spec.heads, spec.kv_heads, spec.head_dim, shape.page_size, window, scale, cap),
-    )
+    record = np.zeros(1, cpu_kernel.LAYER)
+    fields: dict[str, float] = {
+        "keys": keys.ctypes.data,
+        "values": values.ctypes.data,
+        "cos": tables[0].ctypes.data,
+        "sin": tables[1].ctypes.data,
+        "positions": tables[0].shape[0],
+        "half": tables[0].shape[1],
+        "step": step.ctypes.data,
+        "scratch": scratch[0].ctypes.data,
+        "groups": scratch[1].ctypes.data,
+        "scratch_floats": len(scratch[0]) * cpu_kernel.LOOK_UP // len(scratch[1]),
+        "heads": spec.heads,
+        "kv_heads": spec.kv_heads,
+        "head_dim": spec.head_dim,
+        "page_size": shape.page_size,
+        "window": _UNLIMITED if spec.window is None else spec.window,
+        "scale": spec.scale * to_base_2 if spec.softcap is None else spec.scale / spec.softcap,
+        "cap": 0.0 if spec.softcap is None else spec.softcap * to_base_2,
+    }
+    for name, value in fields.items():
+        record[name] = value
+    return _Layer(spec, record, record.ctypes.data, (keys, values, *tables))
+
+
+def _write_step(record: npt.NDArray[Any], work: Work) -> None:
+    """Say where the arrays of a planned step are, and how large."""
+    for name, array in work.arrays.items():
+        record[name] = array.__array_interface__["data"][0]
+    chunks, pages = work.arrays["page_table"].shape
+    record["rows"], record["chunks"], record["pages"] = work.rows, chunks, pages
+    record["count"], record["append_parts"] = len(work.arrays["items"]), work.append_parts
 
 
 def _tables(rope: RopeSpec | None, max_position: int) -> tuple[Float32, Float32]:

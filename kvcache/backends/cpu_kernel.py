@@ -2,6 +2,8 @@
 
 An item is one tile of query rows of one chunk and one KV head. Items do not depend on each other, so
 any division of them among threads gives the same bits.
+
+Threads that are not Python's take part, so what they need is found by address: a LAYER, and in it a STEP.
 """
 
 from __future__ import annotations
@@ -11,10 +13,13 @@ import sys
 import zlib
 from typing import Any
 
+import numba
 import numpy as np
 
+import cleave.addresses
 import cleave.lanes
-from cleave.compiled import Function, part, whole
+from cleave.addresses import float32_at, int32_at, int64_at, pointer_to
+from cleave.compiled import callback, part, whole
 from cleave.kvcache.backends import cpu_tiles
 from cleave.kvcache.backends.cpu_tiles import (
     HEIGHT,
@@ -33,13 +38,25 @@ TILE = 24
 BLOCK = 128
 
 LOOK_UP = BLOCK // LANES + REACH
-"""Elements of the `groups` scratch of `attend`."""
+"""Elements of a thread's look-up of key groups."""
 
-_FLOATS, _ROWS, _INTS, _INT, _FLOAT = "float32[::1]", "float32[:, ::1]", "int64[::1]", "int64", "float32"
-_TYPES = (
-    *[_ROWS] * 4, _FLOATS, _FLOATS, _ROWS, _ROWS, *[_INTS] * 4, "int32[:, ::1]", "int64[:, ::1]", _FLOATS,
-    _INTS, "boolean", *[_INT] * 7, _FLOAT, _FLOAT,
-)  # fmt: skip
+_FLOAT_BYTES, _INT_BYTES = 4, 8
+_ADDRESSES = ("q", "k", "v", "out", "keys", "values", "cos", "sin", "step", "scratch", "groups")
+_SIZES = ("heads", "kv_heads", "head_dim", "page_size", "window", "scratch_floats", "positions", "half")
+LAYER = np.dtype([*((name, np.int64) for name in _ADDRESSES + _SIZES), ("scale", "f4"), ("cap", "f4")])
+"""What `begin` and the jobs need of one layer.
+
+keys: pages of [kv_heads, page_size / 16, head_dim, 16]; values: pages of [kv_heads, page_size, padded
+head_dim]; cos, sin: [positions, half]; scratch: [threads, scratch_floats] float32; groups: [threads, LOOK_UP]
+int64. `begin` sets q, k, v, out. Scores are q·k * scale, capped if cap > 0, and are exponents of 2.
+"""
+_ARRAYS = ("row_positions", "slots", "offsets", "starts", "page_table", "items", "bounds")
+STEP = np.dtype([(name, np.int64) for name in (*_ARRAYS, "rows", "chunks", "pages", "count", "append_parts")])
+"""What they need of one step; its arrays are those of `Work`, `pages` the columns of page_table, `count` the
+number of items, and `append_parts` the parts that the rows are appended in."""
+
+_layer_at = pointer_to(numba.from_dtype(LAYER))
+_step_at = pointer_to(numba.from_dtype(STEP))
 
 
 def padded(head_dim: int) -> int:
@@ -48,12 +65,12 @@ def padded(head_dim: int) -> int:
 
 
 def scratch_floats(head_dim: int) -> int:
-    """Elements of the `scratch` of `attend`."""
-    return TILE * (head_dim + BLOCK + padded(head_dim) + 2 * LANES + 1)
+    """Elements of a thread's scratch: whole cache lines."""
+    return -(-TILE * (head_dim + BLOCK + padded(head_dim) + 2 * LANES + 1) // LANES) * LANES
 
 
 def _source_digest() -> int:
-    modules = (cleave.lanes, cpu_tiles, sys.modules[__name__])
+    modules = (cleave.addresses, cleave.lanes, cpu_tiles, sys.modules[__name__])
     return zlib.crc32("".join(inspect.getsource(module) for module in modules).encode())
 
 
@@ -70,14 +87,19 @@ def _rotate(source: Any, cos: Any, sin: Any, target: Any) -> None:
 
 
 @part
-def _append(
-    k: Any, v: Any, keys: Any, values: Any, cos: Any, sin: Any, positions: Any, slots: Any, rotated: Any,
-    kv_heads: Any, head_dim: Any, page_size: Any,
-) -> None:  # fmt: skip
-    """Put k, rotated, and v of every row into their slots; `rotated` is scratch for one head."""
+def _append(layer: Any, first: Any, end: Any, rotated: Any) -> None:
+    """Put k, rotated, and v of rows first to end into their slots; `rotated` is scratch for one head."""
+    step = numba.carray(_step_at(layer.step), (1,))[0]
+    head_dim, kv_heads, page_size = layer.head_dim, layer.kv_heads, layer.page_size
+    k = numba.carray(float32_at(layer.k), (step.rows, kv_heads * head_dim))
+    v = numba.carray(float32_at(layer.v), (step.rows, kv_heads * head_dim))
+    cos = numba.carray(float32_at(layer.cos), (layer.positions, layer.half))
+    sin = numba.carray(float32_at(layer.sin), (layer.positions, layer.half))
+    positions = numba.carray(int64_at(step.row_positions), (step.rows,))
+    slots = numba.carray(int64_at(step.slots), (step.rows,))
     width = (head_dim + LANES - 1) // LANES * LANES
     page_groups = page_size // LANES
-    for row in range(len(k)):
+    for row in range(first, end):
         position = positions[row]
         page, place = divmod(slots[row], page_size)
         group, lane = divmod(place, LANES)
@@ -85,11 +107,12 @@ def _append(
             number = (page * kv_heads + head) * page_groups + group
             columns = slice(head * head_dim, (head + 1) * head_dim)
             _rotate(k[row, columns], cos[position], sin[position], rotated)
-            key_group = keys[number * LANES * head_dim : (number + 1) * LANES * head_dim]
+            size = LANES * head_dim
+            key_group = numba.carray(float32_at(layer.keys + number * size * _FLOAT_BYTES), (size,))
             for d in range(head_dim):
                 key_group[d * LANES + lane] = rotated[d]
-            value_at = (number * LANES + lane) * width
-            values[value_at : value_at + head_dim] = v[row, columns]
+            value_at = (number * LANES + lane) * width * _FLOAT_BYTES
+            numba.carray(float32_at(layer.values + value_at), (head_dim,))[:] = v[row, columns]
 
 
 @part
@@ -113,41 +136,79 @@ def _height(rows: Any) -> Any:
     return (rows + times - 1) // times
 
 
-def _compile(source_digest: int) -> Function:
-    """Compile `attend`, or find it in numba's cache.
+@part
+def _scratch_of(layer: Any, thread: Any) -> Any:
+    """What this thread may write to: floats, and the look-up of groups."""
+    size = layer.scratch_floats
+    floats = numba.carray(float32_at(layer.scratch + thread * size * _FLOAT_BYTES), (size,))
+    groups = numba.carray(int64_at(layer.groups + thread * LOOK_UP * _INT_BYTES), (LOOK_UP,))
+    return floats, groups
 
-    The cache looks at the text of this file only, while `attend` is made from three; but what a
-    function closes over is part of its key, so it closes over the digest of all three.
+
+def _compile(source_digest: int) -> tuple[Any, Any, Any]:
+    """Compile the functions, or find them in numba's cache.
+
+    The cache looks at the text of this file only, while they are made from several; but what a function closes
+    over is part of its key, so they close over the digest of all.
     """
 
-    @whole(f"void({', '.join(_TYPES)})")
-    def attend(
-        q: Any, k: Any, v: Any, out: Any, keys: Any, values: Any, cos: Any, sin: Any, positions: Any,
-        slots: Any, offsets: Any, starts: Any, page_table: Any, items: Any, scratch: Any, groups: Any,
-        is_first: Any, first_item: Any, end_item: Any, heads: Any, kv_heads: Any, head_dim: Any,
-        page_size: Any, window: Any, scale: Any, cap: Any,
-    ) -> None:  # fmt: skip
-        """Append the step's k and v where `is_first`, then attend for items[first_item:end_item].
+    @whole("boolean(float32[:, ::1], float32[:, ::1], float32[:, ::1], float32[:, ::1], int64)")
+    def begin(q: Any, k: Any, v: Any, out: Any, address: Any) -> Any:
+        """Begin the layer at `address` with these rows: append k and v, unless that is to be a job.
 
-        keys: pages of [kv_heads, page_size / 16, head_dim, 16]; values: pages of
-        [kv_heads, page_size, padded head_dim]. An item is (chunk, KV head, first row, rows); rows of a
-        chunk and KV head are counted token by token, and in a token head by head. Scores are q·k * scale,
-        capped if cap > 0, and are exponents of 2.
+        False, with nothing done, where the rows or columns are not those of the step.
         """
         _ = source_digest
+        layer = numba.carray(_layer_at(address), (1,))[0]
+        step = numba.carray(_step_at(layer.step), (1,))[0]
+        wide, narrow = (step.rows, layer.heads * layer.head_dim), (step.rows, layer.kv_heads * layer.head_dim)
+        if q.shape != wide or out.shape != wide or k.shape != narrow or v.shape != narrow:
+            return False
+        layer.q, layer.k, layer.v, layer.out = q.ctypes.data, k.ctypes.data, v.ctypes.data, out.ctypes.data
+        if step.append_parts == 1:
+            _append(layer, 0, step.rows, _scratch_of(layer, 0)[0][: layer.head_dim])
+        return True
+
+    @callback("void(int64, int64, int64)")
+    def append(address: Any, part: Any, thread: Any) -> None:
+        """A job of `append_parts` parts: append k and v."""
+        _ = source_digest
+        layer = numba.carray(_layer_at(address), (1,))[0]
+        step = numba.carray(_step_at(layer.step), (1,))[0]
+        first = step.rows * part // step.append_parts
+        end = step.rows * (part + 1) // step.append_parts
+        _append(layer, first, end, _scratch_of(layer, thread)[0][: layer.head_dim])
+
+    @callback("void(int64, int64, int64)")
+    def attend(address: Any, part: Any, thread: Any) -> None:
+        """A job of as many parts as the step's `bounds` have: attend for items[bounds[part]:bounds[part + 1]]."""
+        _ = source_digest
+        layer = numba.carray(_layer_at(address), (1,))[0]
+        step = numba.carray(_step_at(layer.step), (1,))[0]
+        heads, kv_heads, head_dim, page_size = layer.heads, layer.kv_heads, layer.head_dim, layer.page_size
+        window, scale, cap = layer.window, layer.scale, layer.cap
+        q = numba.carray(float32_at(layer.q), (step.rows, heads * head_dim))
+        out = numba.carray(float32_at(layer.out), (step.rows, heads * head_dim))
+        cos = numba.carray(float32_at(layer.cos), (layer.positions, layer.half))
+        sin = numba.carray(float32_at(layer.sin), (layer.positions, layer.half))
+        offsets = numba.carray(int64_at(step.offsets), (step.chunks + 1,))
+        starts = numba.carray(int64_at(step.starts), (step.chunks,))
+        page_table = numba.carray(int32_at(step.page_table), (step.chunks, step.pages))
+        items = numba.carray(int64_at(step.items), (step.count, 4))
+        bounds = numba.carray(int64_at(step.bounds), (part + 2,))
+        keys, values = (
+            numba.carray(float32_at(layer.keys), (1,)),
+            numba.carray(float32_at(layer.values), (1,)),
+        )
         share = heads // kv_heads
         width = (head_dim + LANES - 1) // LANES * LANES
         page_groups = page_size // LANES
+        scratch, groups = _scratch_of(layer, thread)
         queries, scratch = scratch[: TILE * head_dim], scratch[TILE * head_dim :]
         scores, scratch = scratch[: TILE * BLOCK], scratch[TILE * BLOCK :]
         sums, scratch = scratch[: TILE * width], scratch[TILE * width :]
         state, decay = scratch[: TILE * 2 * LANES], scratch[TILE * 2 * LANES :]
-        if is_first:
-            _append(
-                k, v, keys, values, cos, sin, positions, slots, queries[:head_dim], kv_heads, head_dim,
-                page_size,
-            )  # fmt: skip
-        for item in range(first_item, end_item):
+        for item in range(bounds[part], bounds[part + 1]):
             chunk, kv_head, first, rows = items[item, 0], items[item, 1], items[item, 2], items[item, 3]
             offset, start = offsets[chunk], starts[chunk]
 
@@ -211,7 +272,7 @@ def _compile(source_digest: int) -> Function:
                 for d in range(head_dim):
                     result[d] = row_sums[d] / total
 
-    return attend
+    return begin, append, attend
 
 
-attend = _compile(_source_digest())
+begin, append, attend = _compile(_source_digest())

@@ -12,16 +12,17 @@ from cleave.errors import AttentionError, MissingPackage
 from cleave.kvcache.backend import CacheShape
 from cleave.kvcache.backends.triton_tuning import Tuning, tune
 from cleave.kvcache.backends.triton_work import ITEM, TILE, Kind
-from cleave.kvcache.spec import AttentionSpec
 from cleave.kvcache.step import StepPlan
 
 try:
     import torch
 
+    from cleave.kvcache.backends.device_tensors import check_tensors
     from cleave.kvcache.backends.triton_buffer import Sections, StepBuffer, aligned
+    from cleave.kvcache.backends.triton_decode import decode_kernel
     from cleave.kvcache.backends.triton_device import resources, usable
-    from cleave.kvcache.backends.triton_kernels import append_kernel, decode_kernel, prefill_kernel
     from cleave.kvcache.backends.triton_layer import Layer, full_tables, make_layer
+    from cleave.kvcache.backends.triton_prefill import append_kernel, prefill_kernel
 except ImportError as error:
     raise MissingPackage(error.name or "triton", "gpu", "the triton attention backend") from None
 
@@ -33,9 +34,8 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch
 class _KindStep:
     """The programs of the planned step for one kind of layer."""
 
-    extra: int
-    """Programs of the decode kernel beyond one a row of q."""
-    items: int
+    decoding: int
+    """Programs of the decode kernel, where the step is not padded."""
     tiles: int
     tile_numbers: Tensor
     """[tiles, TILE], flat; empty where there are none."""
@@ -106,7 +106,7 @@ class TritonBackend:
         """What, beside the rows of q, fixes the launches of the planned step; None: do not capture it."""
         if self._step is None or not self._step.is_decode:
             return None
-        return tuple(kind.extra for kind in self._step.kinds)
+        return tuple(kind.extra for kind in self._kinds)
 
     def plan(self, step: StepPlan) -> None:
         """Divide the step among programs and send their numbers to the GPU, on the current stream.
@@ -150,7 +150,7 @@ class TritonBackend:
             positions,
             slots,
             tuple(
-                _KindStep(self._extra(kind, len(items), len(rows)), len(items), len(tile) // TILE, tile)
+                _KindStep(min(len(items), len(rows) + kind.extra), len(tile) // TILE, tile)
                 for kind, items, tile in zip(self._kinds, lists, tiles, strict=True)
             ),
         )
@@ -165,17 +165,17 @@ class TritonBackend:
         if step is None:
             raise AttentionError("no step is planned; call plan(step) before run(layer, ...)")
         own = self._layers[layer]
-        self._check(own.spec, step.rows, q, k, v, out)
+        check_tensors(own.spec, step.rows, self._dtype, self._device, q, k, v, out)
         programs = step.kinds[own.kind]
         kv_heads = own.spec.kv_heads
         cache = (own.keys, own.values, own.cos, own.sin)
         spare = len(q) if step.is_decode else 0
-        if programs.items:
-            grid = (kv_heads, spare + programs.extra if step.is_decode else programs.items)
-            decode_kernel[grid](
+        if programs.decoding:
+            each = spare + self._kinds[own.kind].extra if step.is_decode else programs.decoding
+            decode_kernel[kv_heads, each](
                 q, k, v, out, q.stride(0), k.stride(0), v.stride(0), spare, *cache,
-                self._items[own.kind], self._tokens, self._item_counts[own.kind], self._pages,
-                self._sums, self._arrived, **own.decode,
+                self._items[own.kind], self._room[own.kind], self._tokens, self._item_counts[own.kind],
+                self._pages, self._sums, self._arrived, **own.decode,
             )  # fmt: skip
         if programs.tiles:
             blocks = -(-step.rows // own.tuning.append.rows)
@@ -216,9 +216,10 @@ class TritonBackend:
         sequences = self._max_sequences
         end = aligned(1 + len(self._kinds))
         self._items_at = []
-        for kind in self._kinds:
+        self._room = [kind.most_items(sequences) for kind in self._kinds]
+        for room in self._room:
             self._items_at.append(end)
-            end = aligned(end + kind.most_items(sequences) * ITEM)
+            end = aligned(end + room * ITEM)
         self._pages_at = end
         end += sequences * -(-shape.max_position // shape.page_size)
         end = aligned(aligned(end) + shape.max_tokens) + shape.max_tokens
@@ -254,32 +255,3 @@ class TritonBackend:
             )
             for spec, number, tuning in zip(shape.specs, kind_of_layer, tunings, strict=True)
         ]
-
-    def _extra(self, kind: Kind, items: int, rows: int) -> int:
-        """Programs beyond one a row: few distinct numbers, since each asks for graphs of its own."""
-        if not kind.deterministic:
-            return kind.extra
-        return 0 if items <= rows else 1 << (items - rows - 1).bit_length()
-
-    def _check(self, spec: AttentionSpec, rows: int, q: Any, k: Any, v: Any, out: Any) -> None:
-        count = len(q)
-        for name, tensor, columns in (
-            ("q", q, spec.q_size),
-            ("k", k, spec.kv_size),
-            ("v", v, spec.kv_size),
-            ("out", out, spec.q_size),
-        ):
-            if (
-                tensor.shape == (count, columns)
-                and count >= rows
-                and tensor.dtype == self._dtype
-                and tensor.device.type == self._device.type
-                and tensor.stride(1) == 1
-            ):
-                continue
-            raise AttentionError(
-                f"{name} is {tensor.dtype} {list(tensor.shape)} on {tensor.device}; it must be {self._dtype} "
-                f"on {self._device}, of {rows} rows or more, as many as q, and {columns} columns"
-            )
-        if not out.is_contiguous():
-            raise AttentionError("out is not contiguous; it must be, since its rows are written as one block")

@@ -59,12 +59,7 @@ def make_layer(
         "BLOCK_D": tuning.dims,
     }
     rope = {"ROTARY": 0 if spec.rope is None else spec.rope.rotary_dim}
-    to_base_2 = math.log2(math.e)
-    attention = cache | {
-        "WIDEN": cos.device.type == "cpu",
-        "SCALE": spec.scale * to_base_2 if spec.softcap is None else spec.scale / spec.softcap,
-        "SOFTCAP": 0.0 if spec.softcap is None else spec.softcap * to_base_2,
-    }
+    attention = cache | {"WIDEN": cos.device.type == "cpu"} | _scores(spec)
     fold_rows = power_of_two(group)
     fold = {"FOLD": max(1, tuning.fold // fold_rows), "FOLD_ROWS": fold_rows}
     append, decode, prefill = tuning.append, tuning.decode, tuning.prefill
@@ -77,7 +72,7 @@ def make_layer(
         cos,
         sin,
         cache | rope | {"BLOCK_M": append.rows, "SHARES": tuning.shares, "num_warps": append.warps},
-        attention | rope | fold | _blocks(decode),
+        attention | rope | fold | _blocks(decode) | {"MANY": deterministic},
         attention | {"WINDOW": spec.window or 0, "ALL_MASKED": deterministic} | _blocks(prefill),
     )
 
@@ -88,6 +83,16 @@ def full_tables(rope: RopeSpec | None, max_position: int, device: torch.device) 
         return torch.zeros(1, device=device), torch.zeros(1, device=device)
     cos, sin = (torch.from_numpy(np.hstack((x, x))).to(device) for x in rope_tables(rope, max_position))
     return cos, sin
+
+
+def _scores(spec: AttentionSpec) -> dict[str, Any]:
+    """SCALE, SOFTCAP and UNIT of the kernels. Only a positive factor can wait until after the maximum."""
+    to_base_2 = math.log2(math.e)
+    if spec.softcap is not None:
+        return {"SCALE": spec.scale / spec.softcap, "SOFTCAP": True, "UNIT": spec.softcap * to_base_2}
+    if spec.scale > 0:
+        return {"SCALE": 1.0, "SOFTCAP": False, "UNIT": spec.scale * to_base_2}
+    return {"SCALE": spec.scale * to_base_2, "SOFTCAP": False, "UNIT": 1.0}
 
 
 def _blocks(blocks: Blocks) -> dict[str, Any]:

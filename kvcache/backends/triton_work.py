@@ -21,10 +21,12 @@ of the span, number of the span, spans of the row, and where the row's records b
 TILE = 4
 """Numbers of a prefill tile: first row, rows, position of the first row, offset of its page table."""
 
+LEAST_SPAN = 64
+"""Keys of a span, at least: shorter ones take longer to be added up than they save."""
 FIXED_SPAN = 256
 FIXED_SPANS = 8
 """Where results must not depend on the batch, a row has one span for every FIXED_SPAN tokens of its
-history, at most FIXED_SPANS."""
+history, all alike, at most FIXED_SPANS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,8 @@ class Kind:
     block: int
     """Keys that the decode kernel reads at once; spans are multiples of it."""
     extra: int
-    """Spans beyond one a row that the decode kernel's grid has room for."""
+    """Programs of the decode kernel beyond one a row; so many spans beyond one a row, but for those of
+    `deterministic`, where a program may have several."""
     deterministic: bool
 
     def most_items(self, rows: int) -> int:
@@ -108,7 +111,7 @@ class Kind:
         c = sum(n) / extra leaves at most `extra` of them.
         """
         if self.deterministic:
-            even = -(-length // FIXED_SPANS)
-            return np.maximum(-(-even // self.block) * self.block, FIXED_SPAN)
-        span = -(-int(length.sum()) // self.extra)
-        return np.full_like(length, max(-(-span // self.block) * self.block, self.block))
+            span = -(-length // np.clip(-(-length // FIXED_SPAN), 1, FIXED_SPANS))
+        else:
+            span = np.full_like(length, max(-(-int(length.sum()) // self.extra), LEAST_SPAN))
+        return np.maximum(-(-span // self.block), 1) * self.block

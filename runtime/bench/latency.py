@@ -19,7 +19,8 @@ from cleave.runtime.bench.limits import CpuProbe, Limits, last_level_cache
 from cleave.runtime.bench.lockstep import Lockstep, decode_steps, ending_rows, prefill_steps
 from cleave.runtime.bench.phase import Phase, Run, middle_limits
 from cleave.runtime.bench.quiet import OthersWatch
-from cleave.runtime.model import Model, ModelOptions
+from cleave.runtime.model import Model
+from cleave.runtime.model_options import ModelOptions
 
 Progress = Callable[[int, int], None]
 """Called with the repetitions done and those in all, warm-ups included."""
@@ -119,11 +120,13 @@ def model_figures(artifact: Artifact, model: Model, threads: int) -> dict[str, A
     """What was measured: the model and how it ran."""
     shape = ModelShape.of(artifact)
     dtype = model.engine.dtype
+    quantization = artifact.manifest.quantization
     return {
         "model": artifact.manifest.architecture,
         "source": Path(artifact.manifest.source).name,
         "step_parameters": shape.step_parameters,
-        "weight_bytes": shape.step_parameters * ITEM_BYTES[dtype],
+        "weight_bytes": shape.step_weight_bytes(ITEM_BYTES[dtype]),
+        "quantization": quantization.description if quantization else None,
         "last_level_cache_bytes": last_level_cache(),
         "engine": model.engine.kind,
         "attention": model.attention_backend,

@@ -15,6 +15,7 @@ from cleave.runtime.engine_cache.entry import Entry
 from cleave.runtime.engine_cache.table import SHORT, as_json, table
 from cleave.runtime.engines.cli import (
     ComputeCapability,
+    Deterministic,
     Device,
     MaxModelLen,
     MaxSequences,
@@ -61,6 +62,7 @@ def why(
     max_tokens_per_step: MaxTokens = None,
     max_sequences: MaxSequences = 64,
     threads: Threads = None,
+    deterministic: Deterministic = False,
 ) -> None:
     """Say whether an engine would be reused; if not, which fields differ from the nearest one."""
     builder = builder_of(
@@ -72,6 +74,7 @@ def why(
         max_tokens_per_step=max_tokens_per_step,
         max_sequences=max_sequences,
         threads=threads,
+        deterministic=deterministic,
     )
     typer.echo(EngineCache().why(builder.key, accept=builder.serves))
 

@@ -15,7 +15,7 @@ from cleave.runtime.engine_cache.cache import EngineCache
 from cleave.runtime.engine_cache.table import SHORT
 from cleave.runtime.engines.builder import EngineBuilder, get_engine
 from cleave.runtime.engines.engine import check_engine_kind, engine_builder, engine_kinds, engine_label
-from cleave.runtime.model import ModelOptions, engine_options
+from cleave.runtime.model_options import ModelOptions, engine_options
 
 Device = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda or cuda:1. Default: what the engine is made for.")
@@ -34,6 +34,9 @@ MaxSequences = Annotated[
     int, typer.Option("--max_sequences", help="Most requests that run at once, as in serving.")
 ]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads.")]
+Deterministic = Annotated[
+    bool, typer.Option("--deterministic", help="For --deterministic of `cleave run` and `cleave serve`.")
+]
 
 
 def build(
@@ -45,6 +48,7 @@ def build(
     max_tokens_per_step: MaxTokens = None,
     max_sequences: MaxSequences = 64,
     threads: Threads = None,
+    deterministic: Deterministic = False,
 ) -> None:
     """Build an engine ahead of time, so that `cleave run` and `cleave serve` find it in the cache."""
     check_engine_kind(engine)
@@ -59,6 +63,7 @@ def build(
         max_tokens_per_step=max_tokens_per_step,
         max_sequences=max_sequences,
         threads=threads,
+        deterministic=deterministic,
     )
     cache.require_writable()
     columns = (
@@ -98,6 +103,7 @@ def builder_of(
     builder = engine_builder(kind, artifact, engine_options(kind, chosen, length, compute_capability))
     if builder is None:
         raise EngineError(
-            f"the engine {kind} has no build step: it is made when the model is loaded; just run it"
+            f"the engine {kind} has no build step for {artifact.folder}: it is made when the model is "
+            "loaded; just run it"
         )
     return builder

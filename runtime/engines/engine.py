@@ -67,6 +67,18 @@ class Engine(Protocol):
         """Give back memory and threads; the engine is not used afterwards."""
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceOutput:
+    """What a step leaves on the device: torch tensors, valid until the next step is launched."""
+
+    logits: Any
+    """[rows, vocab] float32."""
+    likeliest: Any
+    """[rows] int64: the likeliest token of each row, the first of equals."""
+    best: Any
+    """[rows] float32: its logit, which is not finite where the row's logits are no numbers."""
+
+
 class DeviceEngine(Engine, Protocol):
     """An engine whose tensors are torch's, on `device`. What it adds spares the way over the host."""
 
@@ -77,12 +89,21 @@ class DeviceEngine(Engine, Protocol):
         Running a decode step of each, the largest one first, captures them before the first request.
         """
 
-    def run_on_device(self, token_ids: Any, logit_rows: npt.NDArray[Any], attention: Attention) -> Any:
-        """As `run`, but the logits [rows, vocab] float32 stay where they are: a torch tensor.
+    def launch(
+        self,
+        token_ids: npt.NDArray[Any],
+        logit_rows: npt.NDArray[Any],
+        attention: Attention,
+        sampled: Any = None,
+    ) -> DeviceOutput:
+        """As `run`, but returns without waiting for the device, where all that comes of the step stays.
 
-        They are valid until the next call. token_ids [tokens] may be a torch tensor on the device, such
-        as the tokens that the last step sampled. Returns without waiting for the device.
+        sampled [n] int64, a torch tensor on the device: tokens that an earlier step samples, `likeliest` of
+        it or others; a token id of -1 - r is its row r.
         """
+
+    def run_on_device(self, token_ids: Any, logit_rows: npt.NDArray[Any], attention: Attention) -> Any:
+        """The logits of `launch`; token_ids [tokens] may be a torch tensor on the device itself."""
 
     def free_memory(self) -> int | None:
         """Bytes of the device that are free beside the weights and the activations of the largest step.
@@ -112,6 +133,8 @@ class EngineOptions:
     """Of the GPUs to build for, by commas: "8.6,8.9". None: that of the GPU here."""
     cache: Path | None = None
     """A folder with what was built of this artifact, for this kind and machine; None: nothing was."""
+    deterministic: bool = False
+    """The logits of a row have the same bits whatever else is in the step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +143,11 @@ class _Kind:
     factory: str
     package: str
     extra: str
+    runs_quantized: bool = False
     builder: str | None = None
     """Module and class, with a colon, of the EngineBuilder; None where nothing is built ahead of time."""
+    can_be_deterministic: bool = False
+    """It keeps what `EngineOptions.deterministic` promises where it is asked to, or does always."""
 
 
 # Each factory and builder is called with (Artifact, EngineOptions).
@@ -131,7 +157,9 @@ _KINDS = {
         "OnnxRuntimeEngine",
         "onnxruntime",
         "cpu",
+        runs_quantized=True,
         builder="cleave.runtime.engines.onnxruntime_builder:OnnxRuntimeBuilder",
+        can_be_deterministic=True,
     ),
     "inductor": _Kind(
         "cleave.runtime.engines.inductor.engine",
@@ -139,6 +167,7 @@ _KINDS = {
         "torch",
         "gpu",
         builder="cleave.runtime.engines.inductor.builder:InductorBuilder",
+        can_be_deterministic=True,
     ),
     "tensorrt_rtx": _Kind(
         "cleave.runtime.engines.tensorrt_rtx.engine",
@@ -168,9 +197,23 @@ def check_engine_kind(kind: str | None) -> None:
         raise EngineError(f"there is no engine kind {kind!r}; kinds are: {', '.join(_KINDS)}")
 
 
-def best_engine_kind() -> str:
-    """The fastest kind that this machine can run: "inductor" where there is an NVIDIA GPU for it."""
-    return "inductor" if cuda_is_usable() else "onnxruntime"
+def _check_deterministic(kind: str, options: EngineOptions) -> None:
+    """Raises EngineError for a kind that cannot promise what `options.deterministic` asks for."""
+    if options.deterministic and not _entry(kind).can_be_deterministic:
+        able = " or ".join(name for name, entry in _KINDS.items() if entry.can_be_deterministic)
+        raise EngineError(
+            f"the engine {kind} picks its kernels by the size of a step, so it cannot be deterministic; "
+            f"take engine {able}, or leave deterministic away"
+        )
+
+
+def best_engine_kind(artifact: Artifact | None = None) -> str:
+    """The fastest kind that this machine can run: "inductor" where there is an NVIDIA GPU for it.
+
+    A quantised `artifact` leaves only the kinds that run it.
+    """
+    is_quantized = artifact is not None and artifact.manifest.quantization is not None
+    return "inductor" if cuda_is_usable() and not is_quantized else "onnxruntime"
 
 
 def create_engine(
@@ -186,10 +229,12 @@ def create_engine(
 
     What the kind builds ahead of time comes out of `cache` (None: that of the user), and is built on first
     use where the engine cannot do without; with `options.cache` neither is done. Raises EngineError for an
-    unknown kind, MissingPackage where its package is not installed, CacheError where it would have to be
-    built and `allow_build` is False.
+    unknown kind or options that it cannot keep, MissingPackage where its package is not installed, CacheError
+    where it would have to be built and `allow_build` is False.
     """
-    kind = kind or best_engine_kind()
+    kind = kind or best_engine_kind(artifact)
+    _check_deterministic(kind, options)
+    _check_quantization(kind, artifact)
     factory = _load(kind, _entry(kind).module, _entry(kind).factory)
     builder = None if options.cache is not None else engine_builder(kind, artifact, options)
     built = None
@@ -213,13 +258,17 @@ def create_engine(
 
 
 def engine_builder(kind: str, artifact: Artifact, options: EngineOptions) -> EngineBuilder | None:
-    """What builds engines of a kind ahead of time; None for a kind that has nothing to build.
+    """What builds engines of a kind ahead of time; None where there is nothing to build.
 
     Raises EngineError for an unknown kind or for options that it cannot build for, MissingPackage where its
     package is not installed.
     """
     entry = _entry(kind)
-    if entry.builder is None:
+    _check_deterministic(kind, options)
+    _check_quantization(kind, artifact)
+    quantization = artifact.manifest.quantization
+    # ONNX Runtime 1.31.1 computes other values with weights of MatMulNBits that it packed into a file.
+    if entry.builder is None or (quantization is not None and quantization.method == "int4"):
         return None
     module, _, name = entry.builder.partition(":")
     builder: EngineBuilder = _load(kind, module, name)(artifact, options)
@@ -229,6 +278,16 @@ def engine_builder(kind: str, artifact: Artifact, options: EngineOptions) -> Eng
 def engine_label(artifact: Artifact) -> str:
     """What the engines of an artifact are called in lists: the name of the checkpoint."""
     return Path(artifact.manifest.source).name or artifact.folder.name
+
+
+def _check_quantization(kind: str, artifact: Artifact) -> None:
+    quantization = artifact.manifest.quantization
+    if quantization is not None and not _entry(kind).runs_quantized:
+        able = ", ".join(name for name, entry in _KINDS.items() if entry.runs_quantized)
+        raise EngineError(
+            f"{artifact.folder} is quantised ({quantization.method}), and the engine {kind} computes in "
+            f"floats; use --engine {able}, or export without --quantize"
+        )
 
 
 def _entry(kind: str) -> _Kind:

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnxruntime as ort
 
-from cleave.export.artifact import WEIGHTS, Artifact
-from cleave.export.pieces import ATTENTION, Piece, cut, widen
+from cleave.export.artifact import Artifact
+from cleave.export.manifest import Manifest
+from cleave.export.pieces import ATTENTION, Piece, cut, make_initializers, widen
 from cleave.runtime.engines.engine import Attention, EngineOptions, Observer
+from cleave.runtime.engines.onnxruntime_fusion import fuse
 from cleave.runtime.engines.residual import check_observable, with_residual
 from cleave.runtime.engines.wires import wire
 from cleave.threads import physical_cores, session_options
@@ -32,6 +33,7 @@ _SAVING = {
     "session.optimized_model_external_initializers_min_size_in_bytes": "100",
     "session.save_external_prepacked_constant_initializers": "1",
 }
+_LARGEST_GROUP_OF_ONE_ORDER = 32
 _Array = npt.NDArray[Any]
 
 
@@ -43,7 +45,7 @@ class OnnxRuntimeEngine:
     device = "cpu"
 
     def __init__(self, artifact: Artifact, options: EngineOptions) -> None:
-        """Make the sessions. float16 and bfloat16 artifacts are widened to float32.
+        """Make the sessions. float16 and bfloat16 weights are widened to float32, quantised ones are not.
 
         Pieces that OnnxRuntimeBuilder saved in `options.cache` are taken from there.
         """
@@ -52,7 +54,7 @@ class OnnxRuntimeEngine:
         if manifest.dtype != "float32":
             self.notes = (f"{manifest.dtype} weights are widened to float32: the CPU computes in float32",)
         self._layers = manifest.num_layers
-        self._embedding = artifact.embedding()
+        self._embed = artifact.embedding_rows()
         self._scale = np.float32(manifest.embedding_scale)
         self._artifact, self._options = artifact, options
         self._threads = options.threads or physical_cores()
@@ -63,14 +65,15 @@ class OnnxRuntimeEngine:
         for session, kept in _sessions(self._pieces, artifact, self._threads, options.cache):
             self._sessions.append(session)
             self._kept += kept
-        self._buffers = _Buffers(self._pieces, options.max_tokens, manifest.vocab_size)
+        self._rows_multiple = _rows_multiple(manifest)
+        self._buffers = self._make_buffers()
         self._steps: OrderedDict[tuple[int, int], _BoundStep] = OrderedDict()
         self._observer: Observer | None = None
 
     def run(self, token_ids: _Array, logit_rows: _Array, attention: Attention) -> _Array:
         """See `Engine.run`."""
         step = self._bound(len(token_ids), len(logit_rows))
-        step.embeds[:] = self._embedding[token_ids]
+        step.embeds[:] = self._embed(token_ids)
         if self._scale != 1:
             step.embeds *= self._scale
         step.logit_rows[:] = logit_rows
@@ -94,9 +97,7 @@ class OnnxRuntimeEngine:
             self._pieces[-1] = with_residual(self._pieces[-1])
             self._sessions[-1], kept = make_session(self._pieces[-1], self._artifact, self._threads)
             self._kept += kept
-            self._buffers = _Buffers(
-                self._pieces, self._options.max_tokens, self._artifact.manifest.vocab_size
-            )
+            self._buffers = self._make_buffers()
             self._steps.clear()
         self._observer = observer
 
@@ -105,6 +106,10 @@ class OnnxRuntimeEngine:
         self._steps.clear()
         self._sessions.clear()
         self._kept.clear()
+
+    def _make_buffers(self) -> _Buffers:
+        vocab, most = self._artifact.manifest.vocab_size, self._options.max_tokens
+        return _Buffers(self._pieces, most, vocab, self._rows_multiple)
 
     def _bound(self, tokens: int, rows: int) -> _BoundStep:
         """The buffers of a step of this size, bound to every session: made once, kept while in use."""
@@ -140,11 +145,12 @@ class _BoundStep:
 class _Buffers:
     """The activations of the largest step, and which of them each piece reads and writes."""
 
-    def __init__(self, pieces: list[Piece], max_tokens: int, vocab: int) -> None:
-        self._vocab = vocab
+    def __init__(self, pieces: list[Piece], max_tokens: int, vocab: int, multiple: int) -> None:
+        self._vocab, self._multiple = vocab, multiple
         self._wires = wire(pieces)
         self._arrays: dict[str, _Array] = {
-            name: np.empty((max_tokens, width), np.float32) for name, width in self._wires.widths.items()
+            name: np.zeros((self._padded(max_tokens), width), np.float32)
+            for name, width in self._wires.widths.items()
         }
         self._logits = np.empty((0, vocab), np.float32)
 
@@ -152,14 +158,20 @@ class _Buffers:
         """Make room for the logits of `rows` rows; True where that took new memory."""
         if rows <= len(self._logits):
             return False
-        self._logits = np.empty((rows, self._vocab), np.float32)
+        self._logits = np.empty((self._padded(rows), self._vocab), np.float32)
         return True
 
+    def _padded(self, rows: int) -> int:
+        return -(-rows // self._multiple) * self._multiple
+
     def bind(self, tokens: int, rows: int, sessions: list[ort.InferenceSession]) -> _BoundStep:
-        """Bind the first `tokens` rows of the activations, and `rows` of the logits, to all sessions."""
-        arrays = {name: array[:tokens] for name, array in self._arrays.items()}
-        arrays["logit_rows"] = np.empty(rows, np.int64)
-        arrays["logits"] = self._logits[:rows]
+        """Bind the first `tokens` rows of the activations, and `rows` of the logits, to all sessions.
+
+        A session may get a row more of each, which nobody reads.
+        """
+        arrays = {name: array[: self._padded(tokens)] for name, array in self._arrays.items()}
+        arrays["logit_rows"] = np.zeros(self._padded(rows), np.int64)
+        arrays["logits"] = self._logits[: self._padded(rows)]
         values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
         bindings = []
         for session, inputs, outputs in zip(sessions, self._wires.inputs, self._wires.outputs, strict=True):
@@ -169,6 +181,8 @@ class _Buffers:
             for name, buffer in outputs.items():
                 binding.bind_ortvalue_output(name, values[buffer])
             bindings.append(binding)
+        by_row = ("logit_rows", "logits")
+        arrays = {name: array[: rows if name in by_row else tokens] for name, array in arrays.items()}
         return _BoundStep(
             embeds=arrays["inputs_embeds"],
             q=arrays["q"],
@@ -229,14 +243,10 @@ def make_session(
     where to write the piece as it was optimised and packed; see `saved_piece`.
     """
     model = widen(piece.model)
-    graph = model.graph
-    arrays = {
-        name: np.ascontiguousarray(artifact.weight(tensor), np.float32)
-        for name, tensor in piece.weights.items()
-    }
-    for value in [value for value in graph.input if value.name in arrays]:
-        graph.input.remove(value)
-        graph.initializer.append(_placeholder(value.name, arrays[value.name]))
+    arrays = {name: _computable(artifact.weight(tensor)) for name, tensor in piece.weights.items()}
+    for name, members in fuse(model, arrays.keys()).items():
+        arrays[name] = np.concatenate([arrays.pop(member) for member in members])
+    make_initializers(model, arrays)
     options = _options(threads)
     if save_as is not None:
         options.optimized_model_filepath = str(save_as)
@@ -246,20 +256,23 @@ def make_session(
         list(arrays), [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
     )
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session, [array for array in arrays.values() if array.ndim < 2]
+    return session, [array for array in arrays.values() if array.ndim < 2 or array.dtype != np.float32]
 
 
-def _placeholder(name: str, array: _Array) -> onnx.TensorProto:
-    """An initializer without data; the session gets the data as an OrtValue under the same name."""
-    tensor = onnx.TensorProto(
-        name=name,
-        data_type=onnx.TensorProto.FLOAT,
-        dims=array.shape,
-        data_location=onnx.TensorProto.EXTERNAL,
-    )
-    for key, value in (("location", WEIGHTS), ("offset", "0"), ("length", str(array.nbytes))):
-        tensor.external_data.add(key=key, value=value)
-    return tensor
+def _rows_multiple(manifest: Manifest) -> int:
+    """What the rows of a step are padded to a multiple of, so that each has the same bits in any step.
+
+    MatMulNBits computes two rows at a time, and with groups larger than 32 it sums the odd one that is
+    left in another order.
+    """
+    group_size = manifest.quantization.group_size if manifest.quantization else None
+    return 2 if group_size is not None and group_size > _LARGEST_GROUP_OF_ONE_ORDER else 1
+
+
+def _computable(weight: _Array) -> _Array:
+    """The weight in a dtype that the processor computes in: integers as they are, floats in float32."""
+    is_float = weight.dtype.kind not in "iu"
+    return np.ascontiguousarray(weight, np.float32 if is_float else None)
 
 
 def _share_one_arena() -> None:

@@ -37,6 +37,9 @@ def serve(
     kv_cache_bytes: Annotated[
         int | None, typer.Option("--kv_cache_bytes", help="Memory for the KV cache.")
     ] = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="The same bits whatever else is in the batch; slower.")
+    ] = False,
     max_queue: Annotated[
         int, typer.Option("--max_queue", help="Answers that may wait; more are refused with 429.")
     ] = 256,
@@ -105,6 +108,7 @@ def serve(
             max_sequences=max_sequences,
             max_tokens_per_step=max_tokens_per_step,
             kv_cache_bytes=kv_cache_bytes,
+            deterministic=deterministic,
         )
         try:
             code = lifecycle.serve_model(llm, settings, listener)

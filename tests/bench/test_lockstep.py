@@ -15,7 +15,8 @@ from cleave.kvcache.step import Chunk
 from cleave.runtime.bench.fit import kv_bytes_for
 from cleave.runtime.bench.latency import LatencyRequest, measure
 from cleave.runtime.bench.lockstep import Lockstep, decode_steps, ending_rows, prefill_steps
-from cleave.runtime.model import Model, ModelOptions
+from cleave.runtime.model import Model
+from cleave.runtime.model_options import ModelOptions
 
 GIB = 1 << 30
 

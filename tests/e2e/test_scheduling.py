@@ -17,7 +17,8 @@ from cleave import LLM, SamplingParams
 from cleave.errors import EngineError
 from cleave.kvcache.keys import PageKeys
 from cleave.kvcache.step import Chunk
-from cleave.runtime.model import Model, ModelOptions
+from cleave.runtime.model import Model
+from cleave.runtime.model_options import ModelOptions
 
 PAGE = 16
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from attention_cases import GPU, Case, cases, check_halves
+from attention_cases import GPU, HALVES, Case, cases, check_halves, draw_data, served
 from decoding import Decoding
 from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from cleave.errors import AttentionError, MissingPackage
 from cleave.kvcache.backend import create_backend
@@ -35,11 +37,36 @@ MIXED = Case(
 )
 
 
+LONG = Case(specs=(SHARED,), steps=((400, 130, 7), (1, 1, 1), (0, 1, 30)), page_size=16, seed=7)
+"""Histories that are split otherwise when they are alone."""
+DTYPES = st.sampled_from(list(HALVES))
+
+
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(case=cases())
-@example(case=MIXED)
-def test_a_mixed_batch_is_attention_over_each_whole_sequence(case: Case) -> None:
-    check_halves(case, "float32")
+@given(case=cases(), dtype=DTYPES, deterministic=st.booleans())
+@example(case=MIXED, dtype="float32", deterministic=False)
+def test_a_mixed_batch_is_attention_over_each_whole_sequence(
+    case: Case, dtype: str, deterministic: bool
+) -> None:
+    check_halves(case, dtype, spread(case), deterministic=deterministic)
+
+
+@settings(max_examples=2, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(case=cases(), dtype=DTYPES)
+@example(case=LONG, dtype="float32")
+def test_with_fixed_splits_a_sequence_is_the_same_bits_in_any_batch(case: Case, dtype: str) -> None:
+    data = draw_data(case)
+    options = {"dtype": dtype, "deterministic": True}
+    for sequence, outs in enumerate(served("triton", case, data, **options)):
+        steps = tuple((step[sequence],) for step in case.steps if step[sequence])
+        if steps:
+            alone = served("triton", replace(case, steps=steps), [data[sequence]], **options)[0]
+            assert all(np.array_equal(*pair) for pair in zip(outs, alone, strict=True))
+
+
+def spread(case: Case) -> float:
+    """How large the scores of standard normal q and k are, from 1 on: their rounding errors are too."""
+    return max(1.0, *(spec.scale * spec.head_dim**0.5 for spec in case.specs))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -85,8 +112,9 @@ def test_with_fixed_splits_a_row_is_the_same_bits_in_any_batch() -> None:
             assert torch.equal(together[row], alone[sequence])
 
 
-def test_decode_steps_have_one_graph_key_and_others_none() -> None:
-    decoding = Decoding((40, 5, 17), SPEC)
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_decode_steps_have_one_graph_key_and_others_none(deterministic: bool) -> None:
+    decoding = Decoding((700, 5, 17), SPEC, options={"deterministic": deterministic})
     assert decoding.server.graph_key is None
     keys = set()
     for sequences in ([0], [1, 2], [0, 1, 2]):
@@ -95,7 +123,7 @@ def test_decode_steps_have_one_graph_key_and_others_none() -> None:
         decoding.server.rollback()
     assert len(keys) == 1
     assert None not in keys
-    decoding.server.plan([Chunk(1, 5, 2), Chunk(0, 40, 1)])
+    decoding.server.plan([Chunk(1, 5, 2), Chunk(0, 700, 1)])
     assert decoding.server.graph_key is None
 
 

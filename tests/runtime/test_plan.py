@@ -19,7 +19,8 @@ from cleave.export.manifest import DTYPES
 from cleave.export.shape import ModelShape
 from cleave.kvcache.backends import cpu_kernel
 from cleave.plan import parse_memory, plan_shape
-from cleave.runtime.model import Model, ModelOptions
+from cleave.runtime.model import Model
+from cleave.runtime.model_options import ModelOptions
 
 GIB = 2**30
 

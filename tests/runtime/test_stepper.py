@@ -7,13 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from cleave.errors import EngineError
 from cleave.kvcache.server import AttentionServer
 from cleave.kvcache.spec import AttentionSpec
-from cleave.runtime.sampling.state import SamplingState
-from cleave.runtime.sampling_params import SamplingDefaults, SamplingParams
 from cleave.runtime.sequence import Sequence
 from cleave.runtime.step import ScheduledChunk, Step, StepOutcome
 from cleave.runtime.stepper import Stepper, _runs_allowed
@@ -152,41 +149,3 @@ def test_logits_that_are_no_numbers_are_the_fault_of_their_row_alone(
     assert set(outcome.errors) == {5}
     assert "not finite" in outcome.errors[5]
     assert set(outcome.tokens) == set(range(8)) - {5}
-
-
-# Logits that stay on the device.
-
-
-class DeviceEngine(Engine):
-    """The same logits, as a torch tensor; `run` is not for steps that the device can sample."""
-
-    def run(self, token_ids: Any, logit_rows: Any, attention: Any) -> Any:
-        raise AssertionError("the logits came to the host")
-
-    def run_on_device(self, token_ids: Any, logit_rows: Any, attention: Any) -> Any:
-        logits = torch.from_numpy(Engine.run(self, token_ids, logit_rows, attention))
-        logits[torch.from_numpy(token_ids[logit_rows] == self.sick)] = torch.nan
-        return logits
-
-    sick = -1
-    """A token whose row has no numbers."""
-
-
-@pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
-def test_the_device_samples_requests_that_are_not_greedy() -> None:
-    pytest.importorskip("triton")
-    from cleave.runtime.sampling.device.sampler import DeviceSampler
-
-    rig = Rig(3)
-    rig.engine = engine = DeviceEngine()
-    rig.stepper = Stepper(engine, rig.server, DeviceSampler(200, "cpu", 3))
-    params = SamplingParams(temperature=0.01, logit_bias={150: 5.0}, logprobs=2, seed=1)
-    biased = rig.step[1].sequence
-    biased.sampling = SamplingState(params.resolved(SamplingDefaults()), biased.prompt, 200)
-    engine.sick = 2
-    outcome = rig.run()
-    assert outcome.tokens == {0: 100, 1: 150}
-    assert "not finite" in outcome.errors[2]
-    assert outcome.logprobs[1].top_tokens.tolist() == [101, 0]
-    assert rig.committed() == {0, 1}

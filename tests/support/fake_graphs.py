@@ -29,7 +29,12 @@ class _Recorder(TorchDispatchMode):
         if not func._schema.is_mutable:
             raise RuleBroken(f"{func} makes a new tensor while a graph is captured")
         self._recorded.append(lambda: func(*args, **kwargs))
-        return kwargs.get("out", args[0])
+        outputs = [
+            kwargs[argument.name]
+            for argument in func._schema.arguments
+            if argument.kwarg_only and argument.alias_info is not None
+        ]
+        return tuple(outputs) if len(outputs) > 1 else kwargs.get("out", args[0])
 
 
 class FakeGraphs:

@@ -17,8 +17,8 @@ from cleave.runtime.engine_cache.key import EngineKey, Value
 from cleave.runtime.engines.builder import BuildProgress, graph_digest
 from cleave.runtime.engines.engine import EngineOptions
 from cleave.runtime.engines.inductor.compiler import file_name
-from cleave.runtime.engines.inductor.device import check_device
-from cleave.runtime.engines.inductor.functions import SMALL, Functions
+from cleave.runtime.engines.inductor.device import check_deterministic, check_device
+from cleave.runtime.engines.inductor.functions import Functions
 from cleave.runtime.engines.processor import processor
 
 _REPORT = "functions.json"
@@ -37,7 +37,9 @@ class InductorBuilder:
                 "leave compute_capability away, and build it there"
             )
         self._device = check_device(options.device, artifact.manifest.dtype)
-        self._functions = Functions(artifact, self._device)
+        if options.deterministic:
+            check_deterministic(self._device, artifact.manifest.dtype)
+        self._functions = Functions(artifact, self._device, deterministic=options.deterministic)
         dtype = artifact.manifest.dtype if self._device.type == "cuda" else "float32"
         sources = json.dumps(self._functions.sources, sort_keys=True)
         fields: dict[str, Value] = {
@@ -47,7 +49,8 @@ class InductorBuilder:
             "kind_version": str(torch.__version__),
             **_device_fields(self._device),
             "dtype": dtype,
-            "profile": ("any rows", *(f"{rows} rows" for rows in SMALL[self._device.type])),
+            "deterministic": options.deterministic,
+            "profile": ("any rows", *(f"{rows} rows" for rows in self._functions.small)),
         }
         self.key = EngineKey(fields)
 

@@ -49,6 +49,20 @@ def check_device(name: str | None, dtype: str) -> torch.device:
     return device
 
 
+def check_deterministic(device: torch.device, dtype: str) -> None:
+    """Raises EngineError where rows cannot be given the same bits in every batch."""
+    if device.type != "cuda":
+        raise EngineError(
+            "the engine inductor is deterministic on a GPU only; on the CPU take engine onnxruntime, "
+            "which always is, or leave deterministic away"
+        )
+    if dtype == "float32":
+        raise EngineError(
+            "the engine inductor is deterministic in float16 and bfloat16, and the artifact is float32; "
+            "export it in one of them, or leave deterministic away"
+        )
+
+
 def _why_none() -> str:
     """What torch itself says of the driver, or that the GPUs are hidden."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")

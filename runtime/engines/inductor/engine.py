@@ -14,11 +14,12 @@ from cleave.errors import EngineError
 from cleave.export.artifact import Artifact
 from cleave.export.pieces import ATTENTION
 from cleave.kvcache.budget import mib
-from cleave.runtime.engines.engine import Attention, EngineOptions, Observer
-from cleave.runtime.engines.inductor.device import check_device
+from cleave.runtime.engines.engine import Attention, DeviceOutput, EngineOptions, Observer
+from cleave.runtime.engines.inductor.device import check_deterministic, check_device
 from cleave.runtime.engines.inductor.functions import Functions
 from cleave.runtime.engines.inductor.graphs import DecodeGraphs, batch_sizes
-from cleave.runtime.engines.inductor.inputs import StepInputs, check_rows
+from cleave.runtime.engines.inductor.inputs import StepInputs, StepNumbers, check_rows
+from cleave.runtime.engines.inductor.outputs import StepOutputs, first_rows
 from cleave.runtime.engines.inductor.weights import DeviceWeights
 
 Tensor = torch.Tensor
@@ -42,7 +43,9 @@ class InductorEngine:
         Raises EngineError for a graph, a device or a dtype that this engine cannot run.
         """
         device = check_device(options.device, artifact.manifest.dtype)
-        Functions(artifact, device).compile_all(folder)
+        if options.deterministic:
+            check_deterministic(device, artifact.manifest.dtype)
+        Functions(artifact, device, deterministic=options.deterministic).compile_all(folder)
 
     def __init__(self, artifact: Artifact, options: EngineOptions) -> None:
         """Load the weights. What `options.cache` lacks is compiled on its first use.
@@ -51,6 +54,8 @@ class InductorEngine:
         """
         manifest = artifact.manifest
         device = check_device(options.device, manifest.dtype)
+        if options.deterministic:
+            check_deterministic(device, manifest.dtype)
         is_gpu = device.type == "cuda"
         self.device = str(device)
         self.dtype = manifest.dtype if is_gpu else "float32"
@@ -58,7 +63,7 @@ class InductorEngine:
         if self.dtype != manifest.dtype:
             self.notes = (f"{manifest.dtype} weights are widened to float32: the CPU computes in float32",)
         self._torch_device, self._options = device, options
-        self._functions = Functions(artifact, device, options.cache)
+        self._functions = Functions(artifact, device, options.cache, deterministic=options.deterministic)
         self._weights = DeviceWeights(artifact, getattr(torch, self.dtype), device)
         self._given = [
             [self._weights.get(names) for names in self._functions.weights(index)]
@@ -68,9 +73,10 @@ class InductorEngine:
         self._scale = None
         if manifest.embedding_scale != 1:
             self._scale = torch.tensor(manifest.embedding_scale, dtype=self._embedding.dtype, device=device)
-        sizes = batch_sizes(options.max_sequences)
+        sizes = batch_sizes(options.max_sequences, self._functions.least_rows)
         self._graphs = DecodeGraphs(sizes, device) if is_gpu else None
         self._inputs = StepInputs(max(options.max_tokens, sizes[-1]), device)
+        self._outputs = StepOutputs(self._inputs.sampled)
         self._logits = torch.empty(0, manifest.vocab_size, pin_memory=is_gpu)
         self._observer: Observer | None = None
 
@@ -93,21 +99,34 @@ class InductorEngine:
         result: _Array = self._logits[: len(logits)].numpy()
         return result
 
-    def run_on_device(self, token_ids: _Array | Tensor, logit_rows: _Array, attention: Attention) -> Tensor:
-        """See `DeviceEngine.run_on_device`."""
+    def launch(
+        self,
+        token_ids: _Array | Tensor,
+        logit_rows: _Array,
+        attention: Attention,
+        sampled: Tensor | None = None,
+    ) -> DeviceOutput:
+        """See `DeviceEngine.launch`."""
         tokens = len(token_ids)
         check_rows(logit_rows, tokens)
         key: Hashable | None = getattr(attention, "graph_key", None)
         if key is not None and self._graphs is not None and self._observer is None:
             size = self._graphs.size_for(tokens)
             if size is not None:
-                self._inputs.send(token_ids, logit_rows, size, size)
-                given = self._inputs.views(size, size)
-                logits = self._graphs.run(size, key, lambda: self._forward(*given, attention))
-                return logits[: len(logit_rows)]
+                given = self._inputs.send(token_ids, logit_rows, size, size, sampled)
+                output = self._graphs.run(size, key, lambda: self._step(given, attention))
+                return first_rows(output, len(logit_rows))
         rows = self._functions.rows_for(tokens) or max(2, len(logit_rows))
-        given = self._inputs.send(token_ids, logit_rows, tokens, rows)
-        return self._forward(*given, attention)[: len(logit_rows)]
+        padded = max(tokens, self._functions.least_rows)
+        given = self._inputs.send(token_ids, logit_rows, padded, rows, sampled)
+        if padded > tokens:
+            attention = _FirstRows(attention, tokens)
+        return first_rows(self._step(given, attention), len(logit_rows))
+
+    def run_on_device(self, token_ids: _Array | Tensor, logit_rows: _Array, attention: Attention) -> Tensor:
+        """See `DeviceEngine.run_on_device`."""
+        logits: Tensor = self.launch(token_ids, logit_rows, attention).logits
+        return logits
 
     def free_memory(self) -> int | None:
         """See `DeviceEngine.free_memory`: runs the largest step over an attention that does nothing."""
@@ -138,6 +157,11 @@ class InductorEngine:
         self._given.clear()
         self._weights.clear()
 
+    def _step(self, given: StepNumbers, attention: Attention) -> DeviceOutput:
+        """All that a graph captures."""
+        logits = self._forward(given.token_ids(), given.logit_rows, attention)
+        return self._outputs.choose(logits)
+
     def _forward(self, token_ids: Tensor, logit_rows: Tensor, attention: Attention) -> Tensor:
         """All pieces over tensors on the device: logits [rows, vocab] float32."""
         embeds = torch.nn.functional.embedding(token_ids, self._embedding)
@@ -166,6 +190,19 @@ class InductorEngine:
         if observer is not None:
             observer.residual(last - 1, values[pieces[-1].outputs[-1]])
         return values["logits"]
+
+
+class _FirstRows:
+    """Hands the rows of a step over, and not those that it was padded with."""
+
+    def __init__(self, attention: Attention, rows: int) -> None:
+        self._attention, self._rows = attention, rows
+
+    def run(self, layer: int, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+        """See `Attention.run`."""
+        q, k, v, given = (tensor[: self._rows] for tensor in (q, k, v, out))
+        self._attention.run(layer, q, k, v, given)
+        out[self._rows :] = 0
 
 
 class _NoAttention:

@@ -13,6 +13,7 @@ from cleave.export.pieces import Piece, cut, widen
 from cleave.runtime.engines.inductor import small
 from cleave.runtime.engines.inductor.choose import Chooser
 from cleave.runtime.engines.inductor.compiler import Compiled, Compiler, Shape
+from cleave.runtime.engines.inductor.fix import fix_rows
 from cleave.runtime.engines.inductor.fuse import fuse_small_linears
 from cleave.runtime.engines.inductor.join import join_linears
 from cleave.runtime.engines.inductor.program import Program, program_of
@@ -26,18 +27,28 @@ SMALL = {"cuda": (1, 2, 4, 8, 16, 32), "cpu": (1,)}
 class Functions:
     """What is compiled of an artifact. Pieces of the same structure share a program and its functions."""
 
-    def __init__(self, artifact: Artifact, device: torch.device, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        device: torch.device,
+        folder: Path | None = None,
+        *,
+        deterministic: bool = False,
+    ) -> None:
         """Translate the pieces; nothing is compiled yet. `folder` has what `compile_all` made, or is None.
 
+        `deterministic`: one function for all numbers of rows, and a row's bits do not depend on the others.
         Raises ArtifactError where the graph cannot be cut, EngineError where it cannot be translated.
         """
         self.pieces = _pieces(artifact, is_wide=device.type == "cpu")
         self._shapes = {name: tensor.shape for name, tensor in artifact.tensors.items()}
         self._dtype = getattr(torch, artifact.manifest.dtype) if device.type == "cuda" else torch.float32
-        self._small = SMALL[device.type]
+        self._deterministic = deterministic
+        self.small: tuple[int, ...] = () if deterministic else SMALL[device.type]
+        """Numbers of rows that have a function of their own."""
         self._compiler = Compiler(device, folder)
         self.chooser: Chooser | None = None
-        if device.type == "cuda" and self._dtype.itemsize == 2:
+        if device.type == "cuda" and self._dtype.itemsize == 2 and not deterministic:
             self.chooser = Chooser(self._dtype, device)
         self._last = len(self.pieces) - 1
         self._programs = {self._role(index): self._program(index) for index in {0, 1, self._last}}
@@ -48,9 +59,14 @@ class Functions:
         """Functions that were compiled, and not found in the folder."""
         return self._compiler.compilations
 
+    @property
+    def least_rows(self) -> int:
+        """Steps of fewer tokens have to be padded: the function for any number of rows takes two or more."""
+        return 2 if self._deterministic else 1
+
     def rows_for(self, tokens: int) -> int | None:
         """The rows that a step of `tokens` tokens is compiled for; None: any number from two on."""
-        return tokens if tokens in self._small else None
+        return tokens if tokens in self.small else None
 
     def get(self, index: int, rows: int | None) -> Compiled:
         """The function of piece `index`, for inputs of `rows` rows. It takes inputs, then weights."""
@@ -67,22 +83,22 @@ class Functions:
     def sources(self) -> dict[str, str]:
         """What is compiled, as text: the code of each program, and of the kernels for few rows."""
         programs = {role: str(program.module.code) for role, program in self._programs.items()}
-        if self.chooser is None:
+        if self.chooser is None and not self._deterministic:
             return programs
         kernels = Path(small.__file__).with_name("small_kernel.py").read_text("utf-8")
-        return programs | {"few rows": kernels}
+        return programs | {"kernels": kernels}
 
     @property
     def planned(self) -> list[tuple[str, int | None]]:
         """What `compile_all` compiles: a program, and the rows it is for; None: any number from two on."""
         roles = [self._role(index) for index in sorted({0, 1, self._last})]
-        return [(role, rows) for role in roles for rows in (None, *self._small)]
+        return [(role, rows) for role in roles for rows in (None, *self.small)]
 
     def compile_all(self, folder: Path, done: Callable[[str, int | None], None] | None = None) -> None:
         """Compile every function and keep it in `folder`, an empty one; `done` is told of each."""
         for index in sorted({0, 1, self._last}):
             role = self._role(index)
-            for rows in (None, *self._small):
+            for rows in (None, *self.small):
                 program = self._program_for(index, rows)
                 self._compiler.compile(program, role, rows, *self._examples(index), keep=folder)
                 if done is not None:
@@ -110,7 +126,8 @@ class Functions:
         piece = self.pieces[index]
         where = f"the piece after layer {index - 1}" if index else "the piece before layer 0"
         rows = {name: self._shapes[tensor][0] for name, tensor in piece.weights.items()}
-        return join_linears(program_of(piece, where), rows)
+        program = join_linears(program_of(piece, where), rows)
+        return fix_rows(program, where) if self._deterministic else program
 
     def _program_for(self, index: int, rows: int | None) -> Program:
         """The program of a piece, for few rows with the linear layers that own kernels compute faster."""

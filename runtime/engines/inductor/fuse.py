@@ -28,7 +28,8 @@ def fuse_small_linears(
     """The same program, for so many rows, with `small_linear` wherever `choose` gives blocks.
 
     `shapes` are those of the weights, by their placeholders. A residual that is added to what a layer
-    gives becomes part of it; with one row also the SwiGLU of its two halves, and a norm that it alone reads.
+    gives becomes part of it, and so does the SwiGLU of its two halves; with one row also a norm that it alone
+    reads.
     """
     module = copy.deepcopy(program.module)
     graph = module.graph
@@ -52,8 +53,8 @@ def _fuse(
     if not isinstance(x, fx.Node) or not isinstance(weight, fx.Node) or weight.name not in shapes:
         return
     norm: Any = x if rows == 1 and x.target is rms_norm and len(x.users) == 1 else None
-    product = _swiglu(node) if rows == 1 else None
-    added = None if product is not None else _residual(node)
+    product = swiglu_of(node)
+    added = None if product is not None else residual_of(node)
     height, width = shapes[weight.name]
     blocks = choose(Linear(rows, height, width, norm is not None, added is not None, product is not None))
     if blocks is None:
@@ -71,7 +72,7 @@ def _fuse(
     last.replace_all_uses_with(made)
 
 
-def _swiglu(node: fx.Node) -> fx.Node | None:
+def swiglu_of(node: fx.Node) -> fx.Node | None:
     """The product in silu(gate) * up, where gate and up are the halves of `node` that nobody else reads."""
     (split,) = node.users if len(node.users) == 1 else (None,)
     if split is None or split.target is not torch.split or len(split.users) != 2:
@@ -91,7 +92,7 @@ def _swiglu(node: fx.Node) -> fx.Node | None:
     return product if product.target is operator.mul and set(product.args) == {silu, up} else None
 
 
-def _residual(node: fx.Node) -> fx.Node | None:
+def residual_of(node: fx.Node) -> fx.Node | None:
     """The sum of `node` and another tensor, where nothing else reads `node`."""
     (added,) = node.users if len(node.users) == 1 else (None,)
     if added is None or added.target is not operator.add or len(set(added.args)) != 2:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Hashable
+from typing import TypeVar, cast
 
 import torch
 
-Tensor = torch.Tensor
+T = TypeVar("T")
 
 
-def batch_sizes(max_sequences: int) -> tuple[int, ...]:
-    """The sizes that decode steps are padded to: powers of two, from 32 on every eighth, and the largest."""
-    sizes = [size for size in (1, 2, 4, 8, 16) if size < max_sequences]
-    sizes += range(32, max_sequences, 8)
-    return (*sizes, max_sequences)
+def batch_sizes(max_sequences: int, least: int = 1) -> tuple[int, ...]:
+    """The sizes that decode steps are padded to: powers of two, from 32 on every eighth, and the largest.
+
+    None is below `least`.
+    """
+    largest = max(least, max_sequences)
+    sizes = [size for size in (1, 2, 4, 8, 16) if least <= size < largest]
+    sizes += range(32, largest, 8)
+    return (*sizes, largest)
 
 
 class DecodeGraphs:
@@ -29,14 +34,14 @@ class DecodeGraphs:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._captured: dict[tuple[int, Hashable], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._captured: dict[tuple[int, Hashable], tuple[torch.cuda.CUDAGraph, object]] = {}
 
     def size_for(self, tokens: int) -> int | None:
         """The least size that holds a step of so many tokens; None where none does."""
         index = bisect_left(self.sizes, tokens)
         return self.sizes[index] if index < len(self.sizes) else None
 
-    def run(self, size: int, key: Hashable, step: Callable[[], Tensor]) -> Tensor:
+    def run(self, size: int, key: Hashable, step: Callable[[], T]) -> T:
         """Replay what was captured for `size` and `key`; the first time, run `step` and capture it.
 
         `step` must launch the same kernels every time. Returns what it gives.
@@ -45,7 +50,7 @@ class DecodeGraphs:
         if captured is not None:
             graph, result = captured
             graph.replay()
-            return result
+            return cast(T, result)
         given = step()  # for real: kernels that are compiled on first use cannot be captured
         self._captured[size, key] = self._capture(step)
         return given
@@ -54,7 +59,7 @@ class DecodeGraphs:
         """Give the graphs and their memory back."""
         self._captured.clear()
 
-    def _capture(self, step: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    def _capture(self, step: Callable[[], object]) -> tuple[torch.cuda.CUDAGraph, object]:
         graph = torch.cuda.CUDAGraph()
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)

@@ -11,6 +11,8 @@ Tensor = torch.Tensor
 MOST_ROWS = 32
 """With more rows than this the library's products are as fast."""
 _HOPPER = (9, 0)
+_GROUP = 8
+"""Columns of blocks that follow one another, so that what they read of x is still in the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,55 +41,66 @@ def small_linear(
     """A linear layer without bias over at most 32 rows, with what is fused to it.
 
     x [rows, width]; weight [height, width]; norm [width] of an RMS norm of x; residual and the result are
-    [rows, height], with `swiglu` [rows, height / 2]. All of one 16-bit dtype. Norm and SwiGLU are for
-    one row only.
+    [rows, height], with `swiglu` [rows, height / 2]. All of one 16-bit dtype. The norm is for one row only.
     """
-    from cleave.runtime.engines.inductor.small_kernel import matrix_kernel, vector_kernel
+    chosen = Blocks(*blocks)
+    if len(x) > 1:
+        return multiply(x, weight, residual, swiglu, chosen, 16 if len(x) <= 16 else 32)
+    from cleave.runtime.engines.inductor.small_kernel import vector_kernel
+
+    height, width = len(weight) // 2 if swiglu else len(weight), x.shape[1]
+    out = x.new_empty(1, height)
+    vector_kernel[(-(-height // chosen.n),)](
+        x,
+        weight,
+        out,
+        x if norm is None else norm,
+        x if residual is None else residual,
+        height,
+        width,
+        epsilon,
+        NORM=norm is not None,
+        SWIGLU=swiglu,
+        RESIDUAL=residual is not None,
+        EVEN=width % chosen.k == 0,
+        BLOCK_N=chosen.n,
+        BLOCK_K=chosen.k,
+        num_warps=chosen.warps,
+        **_early(x.device),
+    )
+    return out
+
+
+def multiply(
+    x: Tensor, weight: Tensor, residual: Tensor | None, swiglu: bool, blocks: Blocks, rows_of_block: int
+) -> Tensor:
+    """What `small_linear` gives, by the matrix units, `rows_of_block` of any number of rows at a time."""
+    from cleave.runtime.engines.inductor.small_kernel import matrix_kernel
 
     rows, width = x.shape
     height = len(weight) // 2 if swiglu else len(weight)
     out = x.new_empty(rows, height)
-    chosen = Blocks(*blocks)
-    early = _starts_early(x.device)
-    common = {
-        "RESIDUAL": residual is not None,
-        "EVEN": width % chosen.k == 0,
-        "EARLY": early,
-        "BLOCK_N": chosen.n,
-        "BLOCK_K": chosen.k,
-        "num_warps": chosen.warps,
-    } | ({"launch_pdl": True} if early else {})
-    grid = (-(-height // chosen.n),)
-    added = x if residual is None else residual
-    if rows == 1:
-        factors = x if norm is None else norm
-        vector_kernel[grid](
-            x,
-            weight,
-            out,
-            factors,
-            added,
-            height,
-            width,
-            epsilon,
-            NORM=norm is not None,
-            SWIGLU=swiglu,
-            **common,
-        )
-    else:
-        matrix_kernel[grid](
-            x,
-            weight,
-            out,
-            added,
-            rows,
-            height,
-            width,
-            BLOCK_M=16 if rows <= 16 else 32,
-            FETCH=chosen.k * (1 << (chosen.stages.bit_length() - 1)),
-            num_stages=chosen.stages,
-            **common,
-        )
+    down, across = -(-height // (blocks.n // 2 if swiglu else blocks.n)), -(-rows // rows_of_block)
+    matrix_kernel[(down * across,)](
+        x,
+        weight,
+        out,
+        x if residual is None else residual,
+        rows,
+        height,
+        width,
+        RESIDUAL=residual is not None,
+        SWIGLU=swiglu,
+        EVEN=width % blocks.k == 0,
+        BLOCK_M=rows_of_block,
+        BLOCK_N=blocks.n,
+        BLOCK_K=blocks.k,
+        FETCH=blocks.k * (1 << (blocks.stages.bit_length() - 1)) if across == 1 else 0,
+        GROUP=_GROUP if across > 1 else 0,
+        num_warps=blocks.warps,
+        num_stages=blocks.stages,
+        **_early(x.device),
+    )
     return out
 
 
@@ -106,21 +119,22 @@ def _(
 
 @torch.library.custom_op("cleave::small_norm", mutates_args=())
 def small_norm(x: Tensor, factors: Tensor, epsilon: float) -> Tensor:
-    """The RMS norm of x [rows, width], contiguous, of a 16-bit dtype; factors are [width]."""
+    """The RMS norm of x [..., width], of a 16-bit dtype; factors are [width]."""
     from cleave.runtime.engines.inductor.small_kernel import norm_kernel
 
-    rows, width = x.shape
+    x = x.contiguous()
+    width = x.shape[-1]
     out = torch.empty_like(x)
-    early = _starts_early(x.device)
     block = 1 << (width - 1).bit_length()
-    options = {"num_warps": min(16, max(1, block // 512))} | ({"launch_pdl": True} if early else {})
-    norm_kernel[(rows,)](x, factors, out, width, epsilon, EARLY=early, BLOCK=block, **options)
+    warps = min(16, max(1, block // 512))
+    rows = x.numel() // width
+    norm_kernel[(rows,)](x, factors, out, width, epsilon, BLOCK=block, num_warps=warps, **_early(x.device))
     return out
 
 
 @small_norm.register_fake
 def _(x: Tensor, factors: Tensor, epsilon: float) -> Tensor:
-    return torch.empty_like(x)
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 SMALL_NORM = torch.ops.cleave.small_norm.default
@@ -129,6 +143,8 @@ SMALL_LINEAR = torch.ops.cleave.small_linear.default
 
 
 @functools.cache
-def _starts_early(device: torch.device) -> bool:
-    """Whether kernels may start before the one before them has ended: from Hopper on."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _HOPPER
+def _early(device: torch.device) -> dict[str, bool]:
+    """How kernels are launched that may start before the one before them has ended: from Hopper on."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= _HOPPER:
+        return {"EARLY": True, "launch_pdl": True}
+    return {"EARLY": False}

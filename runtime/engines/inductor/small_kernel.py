@@ -96,13 +96,13 @@ def norm_kernel(
 
 
 @triton.jit
-def fetch(weight, first, height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Have the first COLUMNS of ROWS rows of a matrix of 16-bit values brought into the GPU's cache."""
+def fetch(weight, row, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Have the first COLUMNS of the rows `row` [ROWS] of a matrix of 16-bit values brought into the GPU's
+    cache.
+    """
     LINE: tl.constexpr = 64
-    line = tl.arange(0, ROWS * COLUMNS // LINE)
-    row = tl.minimum(first + line // (COLUMNS // LINE), height - 1)
-    column = tl.minimum(line % (COLUMNS // LINE) * LINE, width - 1)
-    at = (weight + row.to(tl.int64) * width + column).to(tl.int64)
+    column = tl.minimum(tl.arange(0, COLUMNS // LINE) * LINE, width - 1)
+    at = (weight + row[:, None].to(tl.int64) * width + column[None, :]).to(tl.int64)
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1
     )
@@ -111,36 +111,57 @@ def fetch(weight, first, height, width, ROWS: tl.constexpr, COLUMNS: tl.constexp
 @triton.jit
 def matrix_kernel(
     x, weight, out, residual, rows, height, width,
-    RESIDUAL: tl.constexpr, EVEN: tl.constexpr, EARLY: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, FETCH: tl.constexpr,
+    RESIDUAL: tl.constexpr, SWIGLU: tl.constexpr, EVEN: tl.constexpr, EARLY: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    FETCH: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """As `vector_kernel` for x [rows, width] of at most BLOCK_M rows, by the matrix units.
+    """As `vector_kernel` for x [rows, width], by the matrix units; a program has BLOCK_M rows of x.
 
-    It has no norm and no SwiGLU: with several rows they cost more here than in launches of their own.
-    FETCH columns of the weight are on their way to the cache before the last kernel has ended.
+    With SWIGLU the upper half of its BLOCK_N rows of the weight are of the gate, the lower half of the up
+    projection. It has no norm: with several rows that costs more here than in a launch of its own. FETCH
+    columns of the weight are on their way to the cache before the last kernel has ended. Programs of GROUP
+    neighbouring columns of the result follow one another; 0: BLOCK_M holds all rows.
     """
     dtype = x.dtype.element_ty
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    m = tl.arange(0, BLOCK_M)
+    WIDE: tl.constexpr = BLOCK_N // 2 if SWIGLU else BLOCK_N
+    program = tl.program_id(0)
+    first, first_row = program * WIDE, 0
+    if GROUP:
+        across, down = tl.cdiv(rows, BLOCK_M), tl.cdiv(height, WIDE)
+        group = program // (GROUP * across)
+        size = tl.minimum(down - group * GROUP, GROUP)
+        first = (group * GROUP + program % (GROUP * across) % size) * WIDE
+        first_row = program % (GROUP * across) // size * BLOCK_M
+    i = tl.arange(0, BLOCK_N)
+    n = tl.minimum(first + i % WIDE, height - 1) + i // WIDE * height
+    m = first_row + tl.arange(0, BLOCK_M)
     k = tl.arange(0, BLOCK_K)
-    is_row, is_column = m < rows, n < height
-    x_at = x + m[None, :] * width + k[:, None]
+    is_row = m < rows
+    x_at = x + m[None, :].to(tl.int64) * width + k[:, None]
     weight_at = weight + n[:, None].to(tl.int64) * width + k[None, :]
     if EARLY:
-        fetch(weight, tl.program_id(0) * BLOCK_N, height, width, BLOCK_N, FETCH)
+        if FETCH:
+            fetch(weight, n, width, BLOCK_N, FETCH)
         gdc_wait()
-        gdc_launch_dependents()
 
     sums = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     for start in range(0, width, BLOCK_K):
         inside = EVEN | (start + k < width)
-        tile = tl.load(weight_at + start, mask=is_column[:, None] & inside[None, :], other=0.0)
+        tile = tl.load(weight_at + start, mask=inside[None, :], other=0.0)
         part = tl.load(x_at + start, mask=is_row[None, :] & inside[:, None], other=0.0)
         sums = tl.dot(tile, part, sums)
+    if EARLY:
+        gdc_launch_dependents()  # not before: what waits takes the place of programs that read
 
     result = sums.to(dtype)
-    out_at = m[None, :] * height + n[:, None]
-    mask = is_row[None, :] & is_column[:, None]
+    if SWIGLU:
+        halves = tl.permute(tl.reshape(result, [2, WIDE, BLOCK_M]), [1, 2, 0])
+        gate, up = tl.split(halves)
+        wide = gate.to(tl.float32)
+        result = (wide * tl.sigmoid(wide)).to(dtype) * up
+    n = first + tl.arange(0, WIDE)
+    out_at = m[None, :].to(tl.int64) * height + n[:, None]
+    mask = is_row[None, :] & (n < height)[:, None]
     if RESIDUAL:
         result += tl.load(residual + out_at, mask=mask)
     tl.store(out + out_at, result, mask=mask)

@@ -14,7 +14,7 @@ from cleave.errors import EngineError
 from cleave.export.artifact import Artifact
 from cleave.plugins.tensorrt.creator import register
 from cleave.plugins.tensorrt.host import Host, bound
-from cleave.runtime.engines.engine import Attention, EngineOptions, Observer
+from cleave.runtime.engines.engine import Attention, DeviceOutput, EngineOptions, Observer
 from cleave.runtime.engines.inductor.graphs import DecodeGraphs
 from cleave.runtime.engines.inductor.weights import DeviceWeights
 from cleave.runtime.engines.tensorrt import library
@@ -85,7 +85,7 @@ class TensorRtEngine(ProfiledSteps):
         self._plan.close()
         self._runtime = None
 
-    def _captured(self, number: int, key: Hashable, step: Callable[[], Tensor]) -> Tensor:
+    def _captured(self, number: int, key: Hashable, step: Callable[[], DeviceOutput]) -> DeviceOutput:
         return self._graphs.run(self._profiles.buckets[number], key, step)
 
     def _forward(self, number: int, token_ids: Tensor, logit_rows: Tensor, attention: Attention) -> Tensor:

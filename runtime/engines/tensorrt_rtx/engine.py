@@ -19,7 +19,7 @@ from cleave.errors import EngineError
 from cleave.export.artifact import Artifact
 from cleave.export.pieces import Piece, cut
 from cleave.kvcache.budget import mib
-from cleave.runtime.engines.engine import Attention, EngineOptions, Observer
+from cleave.runtime.engines.engine import Attention, DeviceOutput, EngineOptions, Observer
 from cleave.runtime.engines.inductor.graphs import DecodeGraphs
 from cleave.runtime.engines.inductor.weights import DeviceWeights
 from cleave.runtime.engines.tensorrt_rtx import architecture, library
@@ -124,7 +124,7 @@ class TensorRtRtxEngine(ProfiledSteps):
             TensorRtRtxBuilder(artifact, options).build(Path(folder), None)
             yield Path(folder)
 
-    def _captured(self, number: int, key: Hashable, step: Callable[[], Tensor]) -> Tensor:
+    def _captured(self, number: int, key: Hashable, step: Callable[[], DeviceOutput]) -> DeviceOutput:
         """The step of a bucket as a graph; piece by piece where TensorRT says that it cannot be captured."""
         if number not in self._capturable:
             given = step()  # TensorRT compiles kernels in the first run

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cleave.runtime.engines.engine import Attention
-from cleave.runtime.engines.inductor.inputs import StepInputs, check_rows
+from cleave.runtime.engines.engine import Attention, DeviceOutput
+from cleave.runtime.engines.inductor.inputs import StepInputs, StepNumbers, check_rows
+from cleave.runtime.engines.inductor.outputs import StepOutputs, first_rows
 from cleave.runtime.engines.tensorrt_rtx.profiles import Profiles
 
 Tensor = torch.Tensor
@@ -30,6 +31,7 @@ class ProfiledSteps(ABC):
         self._device = device
         self._profiles = profiles
         self._inputs = StepInputs(profiles.max_tokens, device)
+        self._outputs = StepOutputs(self._inputs.sampled)
         self._stream = _new_stream(device)
         self._host_logits = torch.empty(0, vocab_size)
 
@@ -47,8 +49,14 @@ class ProfiledSteps(ABC):
         result: _Array = self._host_logits[: len(logits)].numpy()
         return result
 
-    def run_on_device(self, token_ids: _Array | Tensor, logit_rows: _Array, attention: Attention) -> Tensor:
-        """See `DeviceEngine.run_on_device`. Raises EngineError for a step that fits no profile."""
+    def launch(
+        self,
+        token_ids: _Array | Tensor,
+        logit_rows: _Array,
+        attention: Attention,
+        sampled: Tensor | None = None,
+    ) -> DeviceOutput:
+        """See `DeviceEngine.launch`. Raises EngineError for a step that fits no profile."""
         tokens = len(token_ids)
         self._profiles.check(tokens)
         check_rows(logit_rows, tokens)
@@ -56,12 +64,17 @@ class ProfiledSteps(ABC):
         number = self._profiles.bucket(tokens) if key is not None else None
         with self._own_stream():
             if number is None or key is None:
-                given = self._inputs.send(token_ids, logit_rows, tokens, len(logit_rows))
-                return self._forward(self._profiles.prefill, *given, attention)
+                given = self._inputs.send(token_ids, logit_rows, tokens, len(logit_rows), sampled)
+                return self._step(self._profiles.prefill, given, attention)
             bucket = self._profiles.buckets[number]
-            given = self._inputs.send(token_ids, logit_rows, bucket, bucket)
-            logits = self._captured(number, key, lambda: self._forward(number, *given, attention))
-            return logits[: len(logit_rows)]
+            given = self._inputs.send(token_ids, logit_rows, bucket, bucket, sampled)
+            output = self._captured(number, key, lambda: self._step(number, given, attention))
+            return first_rows(output, len(logit_rows))
+
+    def run_on_device(self, token_ids: _Array | Tensor, logit_rows: _Array, attention: Attention) -> Tensor:
+        """See `DeviceEngine.run_on_device`."""
+        logits: Tensor = self.launch(token_ids, logit_rows, attention).logits
+        return logits
 
     def free_memory(self) -> int | None:
         """See `DeviceEngine.free_memory`: runs the largest step over an attention that does nothing."""
@@ -75,12 +88,16 @@ class ProfiledSteps(ABC):
         free, _ = torch.cuda.mem_get_info(self._device)
         return int(free)
 
+    def _step(self, number: int, given: StepNumbers, attention: Attention) -> DeviceOutput:
+        logits = self._forward(number, given.token_ids(), given.logit_rows, attention)
+        return self._outputs.choose(logits)
+
     @abstractmethod
     def _forward(self, number: int, token_ids: Tensor, logit_rows: Tensor, attention: Attention) -> Tensor:
         """All layers in profile `number`: logits [rows, vocab] float32, in memory that the next call uses."""
 
     @abstractmethod
-    def _captured(self, number: int, key: Hashable, step: Callable[[], Tensor]) -> Tensor:
+    def _captured(self, number: int, key: Hashable, step: Callable[[], DeviceOutput]) -> DeviceOutput:
         """The step of a bucket as a graph, where it can be captured."""
 
     @contextlib.contextmanager

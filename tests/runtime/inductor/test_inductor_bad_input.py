@@ -11,11 +11,14 @@ import pytest
 import torch
 
 from cleave.errors import AttentionError, EngineError, MissingPackage
+from cleave.export.artifact import Artifact
 from cleave.runtime.engines.engine import best_engine_kind
 from cleave.runtime.engines.inductor import device as device_module
 from cleave.runtime.engines.inductor.device import check_device
 from cleave.runtime.engines.inductor.graphs import batch_sizes
-from cleave.runtime.model import Model, ModelOptions
+from cleave.runtime.engines.inductor.weights import DeviceWeights
+from cleave.runtime.model import Model
+from cleave.runtime.model_options import ModelOptions
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without an NVIDIA GPU")
 
@@ -70,6 +73,40 @@ def test_hidden_gpus_are_spoken_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(EngineError, match=r"no NVIDIA GPU \(CUDA_VISIBLE_DEVICES is ''\)"):
         check_device("cuda", "float16")
+
+
+def test_what_torch_says_of_an_old_driver_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init() -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).\n  Update it")
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    message = r"sees no NVIDIA GPU \(The NVIDIA driver .* too old \(found version 11040\)\. Update it\); take"
+    with pytest.raises(EngineError, match=message):
+        check_device("cuda", "float16")
+
+
+def test_a_torch_without_cuda_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(EngineError, match="was built without CUDA; install a CUDA build of torch, or take"):
+        check_device("cuda", "float16")
+
+
+def test_weights_that_do_not_fit_say_so(
+    artifact: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def empty(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    opened = Artifact.open(artifact("one_layer"))
+    weights = DeviceWeights(opened, torch.float32, torch.device("cpu"))
+    monkeypatch.setattr(torch, "empty", empty)
+    with pytest.raises(
+        EngineError, match=r"cpu is full after .* of weights; take a GPU with more memory, exp"
+    ):
+        weights.get((opened.manifest.embedding,))
 
 
 @without_gpu

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from cleave.kvcache.server import AttentionServer
 from cleave.kvcache.step import Chunk
 from cleave.runtime.compare.trace import to_numpy
 from cleave.runtime.engines.engine import Engine, EngineOptions, create_engine
+from cleave.runtime.engines.inductor import engine as engine_module
 from cleave.runtime.engines.inductor.engine import InductorEngine
 
 pytestmark = pytest.mark.slow
@@ -176,3 +178,18 @@ def test_narrow_weights_are_widened_with_a_note(engine: InductorEngine, demo: Ar
     assert demo.manifest.dtype == "float16"
     assert engine.dtype == "float32"
     assert engine.notes == ("float16 weights are widened to float32: the CPU computes in float32",)
+
+
+def test_with_fixed_rows_the_logits_are_those_of_the_onnxruntime_engine(
+    artifact: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One function for all steps, also of one token. Only a GPU keeps what the option promises."""
+    monkeypatch.setattr(engine_module, "check_deterministic", lambda device, dtype: None)
+    opened = Artifact.open(artifact("gqa"))
+    engine = InductorEngine(opened, replace(options(), deterministic=True))
+    other = create_engine("onnxruntime", opened, options())
+    for got, wanted in zip(run_steps(engine, opened), run_steps(other, opened), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+    assert engine.compilations == 3
+    engine.close()
+    other.close()

@@ -9,11 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from cleave.errors import EngineError
 from cleave.runtime.engines.inductor.choose import Linear
+from cleave.runtime.engines.inductor.fix import fix_rows
 from cleave.runtime.engines.inductor.fuse import fuse_small_linears
 from cleave.runtime.engines.inductor.operators import rms_norm
 from cleave.runtime.engines.inductor.program import Program
 from cleave.runtime.engines.inductor.small import SMALL_LINEAR, SMALL_NORM, Blocks, small_linear, small_norm
+from cleave.runtime.engines.inductor.tiles import TILED_LINEAR, tiled_linear
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float16, torch.bfloat16) if DEVICE == "cuda" else (torch.float16,)
@@ -37,8 +40,8 @@ def assert_close(got: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) ->
 @pytest.mark.parametrize("width", [256, 200], ids=["even", "ragged"])
 @pytest.mark.parametrize("fused", ["plain", "norm", "residual", "swiglu", "norm swiglu"])
 def test_a_linear_layer_of_few_rows(dtype: torch.dtype, rows: int, width: int, fused: str) -> None:
-    if rows > 1 and fused not in ("plain", "residual"):
-        pytest.skip("norm and SwiGLU are fused for one row only")
+    if rows > 1 and "norm" in fused:
+        pytest.skip("a norm is fused for one row only")
     x = random(rows, width, dtype=dtype, seed=0)
     weight = random(96, width, dtype=dtype, seed=1) / 8
     factors = random(width, dtype=dtype, seed=2) if "norm" in fused else None
@@ -52,6 +55,30 @@ def test_a_linear_layer_of_few_rows(dtype: torch.dtype, rows: int, width: int, f
     if residual is not None:
         wanted = wanted + residual.double()
     assert_close(got, wanted, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("height", "width"), [(96, 256), (272, 200)], ids=["even", "ragged"])
+@pytest.mark.parametrize("fused", ["plain", "residual", "swiglu"])
+def test_a_linear_layer_in_tiles(dtype: torch.dtype, height: int, width: int, fused: str) -> None:
+    """The first rows of any number of rows are the same, bit for bit, and right."""
+    most = 530
+    x = random(most, width, dtype=dtype, seed=0)
+    weight = random(height, width, dtype=dtype, seed=1) / 8
+    residual = random(most, height, dtype=dtype, seed=3) if fused == "residual" else None
+    wanted = x.double() @ weight.double().T
+    if fused == "swiglu":
+        wanted = F.silu(wanted[:, : height // 2]) * wanted[:, height // 2 :]
+    if residual is not None:
+        wanted = wanted + residual.double()
+    whole = tiled_linear(x, weight, residual, fused == "swiglu")
+    assert_close(whole, wanted, dtype)
+    for rows in (1, 2, 16, 17, 40, 100, 256, 300):
+        part = tiled_linear(
+            x[:rows], weight, None if residual is None else residual[:rows], fused == "swiglu"
+        )
+        assert torch.equal(part, whole[:rows]) or DEVICE == "cpu"
+        assert_close(part, wanted[:rows], dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -91,15 +118,33 @@ def test_a_layer_is_fused_with_what_stands_around_it(rows: int) -> None:
         [SMALL_LINEAR] * 2 if rows == 1 else [SMALL_NORM, SMALL_LINEAR, SMALL_LINEAR]
     )
     assert (rms_norm in targets, F.linear in targets) == (False, False)
-    assert (torch.sigmoid in targets) == (rows > 1)
+    assert torch.sigmoid not in targets
     assert asked == [
-        Linear(rows, 128, 32, norm=rows == 1, residual=False, swiglu=rows == 1),
+        Linear(rows, 128, 32, norm=rows == 1, residual=False, swiglu=True),
         Linear(rows, 32, 64, norm=False, residual=True, swiglu=False),
     ]
     given = [random(rows, 32, dtype=torch.float16, seed=0)]
     given += [random(*shape, dtype=torch.float16, seed=1) / 4 for shape in SHAPES.values()]
     (got,), (wanted,) = fused.module(*given), program.module(*given)
     assert_close(got, wanted.double(), torch.float16)
+
+
+def test_with_fixed_rows_nothing_is_left_to_a_library() -> None:
+    program = llama_mlp()
+    fixed = fix_rows(program, "here")
+    targets = [node.target for node in fixed.module.graph.nodes if node.op == "call_function"]
+    assert targets == [SMALL_NORM, TILED_LINEAR, TILED_LINEAR]
+    for rows in (1, 5):
+        given = [random(rows, 32, dtype=torch.float16, seed=0)]
+        given += [random(*shape, dtype=torch.float16, seed=1) / 4 for shape in SHAPES.values()]
+        (got,), (wanted,) = fixed.module(*given), program.module(*given)
+        assert_close(got, wanted.double(), torch.float16)
+
+
+def test_a_product_of_activations_cannot_be_fixed() -> None:
+    module = fx.symbolic_trace(lambda x: (torch.matmul(x, x),))
+    with pytest.raises(EngineError, match="the piece multiplies activations, so it cannot be deterministic"):
+        fix_rows(Program(module, ("x",), (), ("y",)), "the piece")
 
 
 def test_where_the_library_is_faster_it_stays() -> None:

@@ -88,11 +88,15 @@ class FakeBackend:
 
     def run(self, layer: int, q: Any, k: Any, v: Any, out: Any) -> None:
         """See AttentionBackend; q, k, v, out are uint64 [tokens, 1]."""
-        step, size, store = self._step, self._shape.page_size, self._store[layer]
-        assert step is not None
-        if layer == 1 and self._faults.due == "attention":
+        assert self._step is not None
+        self.attend(self._step, self._faults.due, layer, k, v, out)
+
+    def attend(self, step: StepPlan, due: str | None, layer: int, k: Any, v: Any, out: Any) -> None:
+        """One layer of a step that meets the fault `due`."""
+        size, store = self._shape.page_size, self._store[layer]
+        if layer == 1 and due == "attention":
             raise Fault("attention")
-        if layer == 1 and self._faults.due == "half_writes":
+        if layer == 1 and due == "half_writes":
             half = step.tokens // 2
             store[step.slots[:half]] = k[:half, 0] ^ np.uint64(0xFFFF)
             raise Fault("half of the writes")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from cleave.errors import RequestError
@@ -14,7 +16,9 @@ from cleave.runtime import stepper as stepper_module
 from cleave.runtime.scheduler import Scheduler
 from cleave.runtime.sequence import Sequence
 from cleave.runtime.step import Step, StepOutcome
-from cleave.runtime.stepper import Stepper
+from cleave.runtime.step_loop import EndedStep, StepLoop
+from cleave.runtime.stepper import Launch, Stepper
+from simulation.device import DeviceBackend, DeviceEngine, DeviceTokens, Stream
 from simulation.fakes import LAYERS, Answer, FakeBackend, FakeEngine, Faults, answer_alone, recorded
 from simulation.scenario import RequestPlan, Scenario
 
@@ -38,10 +42,36 @@ class WatchedStepper(Stepper):
     It takes what a violation raises for one more failed run, so `violation` keeps it.
     """
 
-    def __init__(self, engine: Any, attention: AttentionServer) -> None:
-        super().__init__(engine, attention)
+    def __init__(
+        self, engine: Any, attention: AttentionServer, tokens: Any, before_fetch: Callable[[], None]
+    ) -> None:
+        super().__init__(engine, attention, tokens)
         self.failed = 0
+        self.launches = 0
         self.violation: AssertionError | None = None
+        self._before_fetch = before_fetch
+
+    def launch(self, step: Step, before: Launch | None) -> Launch:
+        """See Stepper."""
+        pages = self._attention.pages
+        state, evicted = snapshot(pages), pages.stats.evicted_pages
+        try:
+            launch = super().launch(step, before)
+        except AssertionError as violation:
+            self.violation = self.violation or violation
+            raise
+        except BaseException:
+            self.failed += 1
+            self._compare(state, evicted)
+            raise
+        self.launches += 1
+        return launch
+
+    def fetch(self, launch: Launch, outcome: StepOutcome) -> None:
+        """See Stepper."""
+        self._before_fetch()
+        super().fetch(launch, outcome)
+        self.failed += bool(outcome.lost)
 
     def _run(self, group: Step, outcome: StepOutcome) -> None:
         pages = self._attention.pages
@@ -79,10 +109,24 @@ class WatchedScheduler(Scheduler):
     Out and in again is right: copies of pages that another sequence filled first are given up for those.
     """
 
+    scheduled: Callable[[Step], None]
+    """Is told of every step."""
+    ended: Callable[[Sequence], None]
+    """Is told of every sequence that ends with a step."""
+
     def schedule(self) -> Step:
         """See Scheduler."""
         self._moved: set[int] = set()  # admitted or preempted
-        return super().schedule()
+        step = super().schedule()
+        self.scheduled(step)
+        return step
+
+    def commit(self, outcome: StepOutcome) -> list[Sequence]:
+        """See Scheduler."""
+        ended = super().commit(outcome)
+        for sequence in ended:
+            self.ended(sequence)
+        return ended
 
     def _preempt(self, victim: Sequence, draft: Any) -> None:
         require(victim.id not in self._moved, f"sequence {victim.id} goes to and fro within one step")
@@ -121,9 +165,10 @@ class Simulation:
         self.scenario = scenario
         self.report = Report()
         faults = Faults(scenario.faults)
+        stream = Stream()
         self.server = AttentionServer(
             [_SPEC] * LAYERS,
-            backend=FakeBackend,
+            backend=partial(DeviceBackend, stream=stream) if scenario.ahead else FakeBackend,
             num_pages=scenario.num_pages,
             page_size=scenario.page_size,
             max_position=4096,
@@ -137,7 +182,15 @@ class Simulation:
             max_sequences=scenario.max_sequences,
             places_per_priority=scenario.places_per_priority,
         )
-        self.stepper = WatchedStepper(FakeEngine(faults), self.server)
+        self.scheduler.scheduled = self._scheduled
+        self.scheduler.ended = self._end
+        self.stepper = WatchedStepper(
+            DeviceEngine(faults, stream) if scenario.ahead else FakeEngine(faults),
+            self.server,
+            DeviceTokens(stream) if scenario.ahead else None,
+            self._fetching,
+        )
+        self.loop = StepLoop(self.scheduler, self.stepper)
         self.faults = faults
         self.accepted: dict[int, tuple[RequestPlan, Sequence]] = {}
         self.refused: set[int] = set()
@@ -156,13 +209,10 @@ class Simulation:
             self.now = now
             self._arrive(now)
             self._abort(now, in_flight=False)
-            step = self.scheduler.schedule()
-            self._check_schedule(step)
-            self._abort(now, in_flight=True)
-            if step:
-                self._step(step)
+            if not self.loop.is_idle:
+                self._step()
             self._check_state()
-            if self.scheduler.is_idle and now >= last:
+            if self.loop.is_idle and now >= last:
                 self._check_end()
                 return self.report
         raise Violation(f"after {_MOST_STEPS} steps there are still unfinished requests")
@@ -203,36 +253,43 @@ class Simulation:
                 if not had_ended:
                     self.called_off.add(name)
 
-    def _step(self, step: Step) -> None:
-        runs = self.faults.runs
-        outcome = StepOutcome()
-        interrupted = False
+    def _scheduled(self, step: Step) -> None:
+        self._check_schedule(step)
+        if not self.scenario.ahead:
+            self._abort(self.now, in_flight=True)
+
+    def _fetching(self) -> None:
+        self._abort(self.now, in_flight=True)
+
+    def _step(self) -> None:
+        runs, launches = self.faults.runs, self.stepper.launches
+        most = 1
         try:
-            self.stepper.run(step, outcome)
+            for end in self.loop.advance():
+                self._touch()
+                self._check_ended(end)
+                most += stepper_module._runs_allowed(len(end.step))
         except KeyboardInterrupt:
-            interrupted = True
             self.report.counts["interrupts"] += 1
+            most = 1000
         if self.stepper.violation is not None:
             raise self.stepper.violation
         self._touch()
-        ended = self.scheduler.commit(outcome)
-        for chunk in step:
-            name = chunk.sequence.id
-            moved_on = chunk.sequence.cached == chunk.end or name in outcome.errors
-            require(
-                moved_on or interrupted or name in self.stepper._put_off,
-                f"request {name} was left out of its step",
-            )
-        for sequence in ended:
-            self._end(sequence)
         runs = self.faults.runs - runs
-        self.report.counts["steps"] += 1
         self.report.counts["runs"] += runs
-        self.report.counts["steps searched"] += runs > 1
-        allowed = stepper_module._runs_allowed(len(step))
-        require(runs <= allowed, f"a step of {len(step)} requests took {runs} runs; {allowed} are allowed")
+        self.report.counts["launches"] += self.stepper.launches - launches
+        self.report.counts["steps searched"] += runs > 1 + self.scenario.ahead
+        require(runs <= most, f"a step took {runs} runs; {most} are allowed")
         free = list(self.pages._pool._free)
         self.server._backend.spoil(free)
+
+    def _check_ended(self, end: EndedStep) -> None:
+        self.report.counts["steps"] += 1
+        self.report.counts["requests computed again"] += len(end.outcome.lost)
+        for chunk in end.step:
+            name = chunk.sequence.id
+            moved_on = chunk.is_stored or name in end.outcome.errors
+            require(moved_on or name in self.stepper._put_off, f"request {name} was left out of its step")
 
     def _end(self, sequence: Sequence) -> None:
         self.ended[sequence.id] += 1
@@ -242,10 +299,17 @@ class Simulation:
         require(sum(chunk.count for chunk in step) <= scenario.max_tokens, "a step is over its token budget")
         require(all(chunk.count > 0 for chunk in step), "a chunk is empty")
         require(self.scheduler.running <= scenario.max_sequences, "too many sequences run at once")
+        for chunk in step:
+            require(
+                chunk.end < chunk.sequence.max_length, f"request {chunk.sequence.id} computes its last token"
+            )
         rest = [sequence for _, sequence in self.accepted.values() if sequence.finish_reason is None]
-        if rest:
-            first = min(rest, key=lambda sequence: sequence.urgency)
+        unfinished = [sequence for sequence in rest if not sequence.is_exhausted]
+        if unfinished:
+            first = min(unfinished, key=lambda sequence: sequence.urgency)
             here = any(chunk.sequence is first for chunk in step)
+            # Whoever only waits for the last token keeps its place until then.
+            here |= any(sequence.is_exhausted for sequence in self.scheduler._running)
             require(here, f"request {first.id} is the most urgent and is not in the step")
         self._touch()
         decoding = [s for s in self.scheduler._running if s.pending == 1]

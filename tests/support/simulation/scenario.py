@@ -31,7 +31,7 @@ class RequestPlan:
     stops: bool = False
     aborted: int | None = None
     aborted_in_flight: bool = False
-    """The call comes between schedule() and commit()."""
+    """The call comes between schedule() and commit(), or while two steps are launched."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class Scenario:
     requests: tuple[RequestPlan, ...]
     faults: dict[int, str] = field(default_factory=dict)
     """Which run of the engine, counted from 0, meets what. No two in a row, so none is a lone culprit."""
+    ahead: bool = False
+    """On a device: steps are launched before the tokens of the one before are known."""
 
 
 def random_scenario(seed: int) -> Scenario:
@@ -81,6 +83,7 @@ def random_scenario(seed: int) -> Scenario:
         prefix_cache=rng.random() < 0.8,
         requests=tuple(requests),
         faults=faults,
+        ahead=rng.random() < 0.5,
     )
 
 
@@ -119,6 +122,8 @@ def smaller(scenario: Scenario) -> Iterator[Scenario]:
         yield replace(scenario, faults={})
     for run in scenario.faults:
         yield replace(scenario, faults={key: kind for key, kind in scenario.faults.items() if key != run})
+    if scenario.ahead:
+        yield replace(scenario, ahead=False)
     for index, request in enumerate(requests):
         for change in _simpler(request):
             yield replace(scenario, requests=(*requests[:index], change, *requests[index + 1 :]))

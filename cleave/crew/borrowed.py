@@ -1,0 +1,67 @@
+"""A crew whose threads are those of ONNX Runtime's one pool of the process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from onnx import TensorProto, helper
+
+from cleave.crew import code, trampoline
+from cleave.crew.callback import DOMAIN, OPERATOR, Callback
+from cleave.threads import session_options
+
+
+def can_borrow() -> bool:
+    """Whether ONNX Runtime can be made to call a compiled function here."""
+    return trampoline.is_supported()
+
+
+class BorrowedCrew:
+    """A `Crew` that borrows the threads which compute the pieces.
+
+    They still spin when a piece has ended, so a job begins at once, on threads that hold the processor. With
+    threads of its own a crew would have to take it from them, and would be asleep after every piece.
+    """
+
+    means = "those of ONNX Runtime's pool"
+
+    def __init__(self, threads: int) -> None:
+        """Raises EngineError where ONNX Runtime does not take part, OSError where no library can be made."""
+        self.threads = threads
+        self._words = code.new_words(threads)
+        address = self._words.ctypes.data
+        options = session_options(threads)
+        self._callback = Callback(options, code.borrow.address, code.forget.address, address)
+        self._words[code.PARALLEL_FOR] = self._callback.parallel_for
+        self._words[code.HELP] = code.help_out.address
+        self._session: Any = ort.InferenceSession(_graph(), options, providers=["CPUExecutionProvider"])
+        self._binding: Any = self._session.io_binding()
+        value = ort.OrtValue.ortvalue_from_numpy(np.zeros(1, np.int64))
+        self._binding.bind_ortvalue_input("given", value)
+        self._binding.bind_ortvalue_output("made", value)
+
+    def run(self, function: int, block: int, parts: int) -> None:
+        """See `Crew.run`."""
+        helpers = min(parts, self.threads) - 1
+        code.publish(self._words, function, block, parts, helpers)
+        if helpers:
+            self._session.run_with_iobinding(self._binding)
+        else:
+            code.work(self._words, 0)
+
+    def close(self) -> None:
+        """See `Crew.close`."""
+        self._binding = self._session = None
+        self._callback.close()
+
+
+def _graph() -> bytes:
+    """A graph of the one operator."""
+    node = helper.make_node(OPERATOR, ["given"], ["made"], domain=DOMAIN)
+    given, made = (helper.make_tensor_value_info(name, TensorProto.INT64, [1]) for name in ("given", "made"))
+    graph = helper.make_graph([node], "crew", [given], [made])
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, 1)]
+    serialized: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString()
+    return serialized

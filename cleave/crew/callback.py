@@ -1,0 +1,131 @@
+"""An operator of ONNX Runtime that calls a compiled function with the session's thread pool.
+
+Through its C API, of which Python's package shows nothing: an operator is a C structure that a library
+registers under the name RegisterCustomOps. The numbers below are places in ONNX Runtime's function table, to
+which it only ever appends, as of API version 17 (ONNX Runtime 1.17).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from ctypes import CFUNCTYPE, POINTER, c_char_p, c_int, c_size_t, c_uint32, c_void_p, cast
+from typing import Any
+
+import onnxruntime as ort
+
+from cleave.crew.trampoline import Trampoline
+from cleave.errors import EngineError
+
+_API = 17
+_CREATE_DOMAIN, _ADD_TO_DOMAIN, _ADD_DOMAIN, _RELEASE_DOMAIN, _PARALLEL_FOR = 26, 27, 28, 101, 274
+_INT64 = 7
+_ENTRY = "RegisterCustomOps"
+
+DOMAIN, OPERATOR = "cleave.callback", "Callback"
+"""The operator: one int64 tensor in, which is not read, and one out, which is not written."""
+
+
+class _Operator(ctypes.Structure):
+    """OrtCustomOp, as of API version 17."""
+
+    _fields_ = (
+        ("version", c_uint32),
+        *(
+            (name, c_void_p)
+            for name in (
+                *("create_kernel", "name", "provider", "input_type", "input_count", "output_type"),
+                *("output_count", "compute", "destroy", "input_characteristic", "output_characteristic"),
+                *("input_memory", "least_inputs", "same_inputs", "least_outputs", "same_outputs"),
+                *("create_kernel_2", "compute_2", "infer_shape", "start_version", "end_version"),
+            )
+        ),
+    )
+
+
+class Callback:
+    """The operator, registered with session options.
+
+    `compute` is the address of a C function `OrtStatus *(int64 argument, OrtKernelContext *)`, called in each
+    run with `argument`; `destroy` that of a function `void (int64 argument)`, called with the session's end.
+    Keep this object for as long as a session has the operator.
+    """
+
+    parallel_for: int
+    """The address of KernelContext_ParallelFor: `OrtStatus *(context, function, total, batches, data)`, which
+    calls `void function(data, size_t index)` for every index below `total`, in the session's pool."""
+
+    def __init__(self, options: ort.SessionOptions, compute: int, destroy: int, argument: int) -> None:
+        """Raises EngineError where ONNX Runtime does not take it, OSError where no library can be made."""
+        self._argument = argument
+        self._kept: list[Any] = []
+        self._operator = self._make(compute, destroy)
+        self._domain = c_void_p()
+        self._table: Any = None
+        self._failure: str | None = "RegisterCustomOps was not called"
+        entry = CFUNCTYPE(c_void_p, c_void_p, c_void_p)(self._register)
+        trampoline = Trampoline(_ENTRY, cast(entry, c_void_p).value or 0)
+        try:
+            options.register_custom_ops_library(trampoline.path)
+        except Exception as error:  # its errors have no public base
+            self._failure = str(error)
+        finally:
+            trampoline.close()
+        if self._failure is not None:
+            raise EngineError(f"ONNX Runtime {ort.__version__} did not take an operator: {self._failure}")
+
+    def close(self) -> None:
+        """Release the operator, after the sessions that have it."""
+        if self._domain:
+            CFUNCTYPE(None, c_void_p)(self._table[_RELEASE_DOMAIN])(self._domain)
+            self._domain = c_void_p()
+
+    def _make(self, compute: int, destroy: int) -> _Operator:
+        name = ctypes.create_string_buffer(OPERATOR.encode())
+        self._kept.append(name)
+        operator = _Operator(version=_API, compute_2=compute, destroy=destroy)
+        operator.name = self._function(lambda _: ctypes.addressof(name), c_void_p, c_void_p)
+        operator.provider = self._function(lambda _: None, c_void_p, c_void_p)
+        for field in ("input_type", "output_type"):
+            setattr(operator, field, self._function(lambda _, index: _INT64, c_int, c_void_p, c_size_t))
+        for field in ("input_count", "output_count"):
+            setattr(operator, field, self._function(lambda _: 1, c_size_t, c_void_p))
+        for field in ("input_characteristic", "output_characteristic", "input_memory"):
+            setattr(operator, field, self._function(lambda _, index: 0, c_int, c_void_p, c_size_t))
+        for field in ("least_inputs", "same_inputs", "least_outputs", "same_outputs", "start_version"):
+            setattr(operator, field, self._function(lambda _: 1, c_int, c_void_p))
+        operator.end_version = self._function(lambda _: 1, c_int, c_void_p)
+        operator.create_kernel_2 = self._function(self._create, c_void_p, *[c_void_p] * 4)
+        return operator
+
+    def _function(self, function: Callable[..., Any], result: Any, *arguments: Any) -> int:
+        """The address of a Python function for C, which is kept."""
+        callback = CFUNCTYPE(result, *arguments)(function)
+        self._kept.append(callback)
+        return cast(callback, c_void_p).value or 0
+
+    def _create(self, operator: int, api: int, info: int, kernel: int) -> None:
+        """CreateKernelV2: what the functions get is the argument."""
+        cast(kernel, POINTER(c_void_p))[0] = self._argument
+
+    def _register(self, options: int, base: int) -> None:
+        """RegisterCustomOps. Gives back no status: an exception must not leave a function that C calls."""
+        try:
+            get_api = CFUNCTYPE(c_void_p, c_uint32)(cast(base, POINTER(c_void_p))[0])
+            api = get_api(_API)
+            if not api:
+                raise EngineError(f"it has no API version {_API}")
+            self._table = cast(api, POINTER(c_void_p))
+            create = CFUNCTYPE(c_void_p, c_char_p, c_void_p)(self._table[_CREATE_DOMAIN])
+            add = CFUNCTYPE(c_void_p, c_void_p, c_void_p)
+            statuses = (
+                create(DOMAIN.encode(), ctypes.byref(self._domain)),
+                add(self._table[_ADD_TO_DOMAIN])(self._domain, ctypes.byref(self._operator)),
+                add(self._table[_ADD_DOMAIN])(options, self._domain),
+            )
+            if any(statuses):
+                raise EngineError("it refuses the operator or its domain")
+            self.parallel_for = self._table[_PARALLEL_FOR]
+            self._failure = None
+        except Exception as error:
+            self._failure = str(error)

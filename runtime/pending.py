@@ -1,0 +1,109 @@
+"""Tokens on their way from the device to the host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from cleave.runtime.engines.engine import DeviceOutput
+from cleave.runtime.logit_rows import LogitRows
+from cleave.runtime.sampling.sampler import Sampled
+from cleave.runtime.sampling.state import SamplingState
+
+_UNDER_WAY = 3
+"""Steps whose tokens are being fetched: the one that is waited for, the one that runs, and the next."""
+
+
+class Pending(Protocol):
+    """What a launched step samples."""
+
+    @property
+    def tokens(self) -> Any:
+        """[rows] int64, a torch tensor on the device, for the step that is launched next."""
+
+    def wait(self) -> Sampled:
+        """Wait for the device, and give the tokens; negative where the logits are no numbers."""
+
+
+class DeviceTokens(Protocol):
+    """Chooses the tokens of launched steps on the device."""
+
+    def takes(self, state: SamplingState | None) -> bool:
+        """Whether it can choose for such a request; others need the host between logits and token."""
+
+    def choose(self, output: DeviceOutput, wanted: LogitRows) -> Pending:
+        """Start it on the current stream, behind the step, for the sampled rows of `wanted`."""
+
+    def forget(self, sequence: int) -> None:
+        """A sequence has ended, or its token was lost: what is kept of its tokens holds no more."""
+
+
+class LikeliestTokens:
+    """The tokens that the engine itself has chosen, copied to pinned host memory; see `DeviceTokens`."""
+
+    def __init__(self, device: str) -> None:
+        """For an engine on `device`: "cpu" or "cuda:0"."""
+        self._buffers = [_Buffer(device) for _ in range(_UNDER_WAY)]
+        self._next = 0
+
+    def takes(self, state: SamplingState | None) -> bool:
+        """See `DeviceTokens`."""
+        return state is None
+
+    def choose(self, output: DeviceOutput, wanted: LogitRows) -> Pending:
+        """See `DeviceTokens`; at most two steps before may not have been waited for."""
+        buffer = self._buffers[self._next]
+        self._next = (self._next + 1) % _UNDER_WAY
+        buffer.fill(output)
+        return _Fetched(output.likeliest, buffer, len(output.likeliest))
+
+    def forget(self, sequence: int) -> None:
+        """See `DeviceTokens`: nothing is kept."""
+
+
+class _Buffer:
+    """The tokens of one step on the host, and the event behind the copy."""
+
+    def __init__(self, device: str) -> None:
+        import torch
+
+        self._torch = torch
+        self._is_gpu = torch.device(device).type == "cuda"
+        self._copied = torch.cuda.Event() if self._is_gpu else None  # type: ignore[no-untyped-call]
+        self._make(0)
+
+    def _make(self, rows: int) -> None:
+        torch = self._torch
+        self._tokens = torch.empty(rows, dtype=torch.int64, pin_memory=self._is_gpu and rows > 0)
+        self._best = torch.empty(rows, dtype=torch.float32, pin_memory=self._is_gpu and rows > 0)
+
+    def fill(self, output: DeviceOutput) -> None:
+        rows = len(output.likeliest)
+        if len(self._tokens) < rows:
+            self._make(max(rows, 2 * len(self._tokens)))
+        self._tokens[:rows].copy_(output.likeliest, non_blocking=True)
+        self._best[:rows].copy_(output.best, non_blocking=True)
+        if self._copied is not None:
+            self._copied.record()
+
+    def read(self, rows: int) -> list[int]:
+        if self._copied is not None:
+            self._copied.synchronize()
+        is_finite = np.isfinite(self._best.numpy()[:rows])
+        tokens: list[int] = np.where(is_finite, self._tokens.numpy()[:rows], -1).tolist()
+        return tokens
+
+
+@dataclass(frozen=True, slots=True)
+class _Fetched:
+    """See `Pending`."""
+
+    tokens: Any
+    buffer: _Buffer
+    rows: int
+
+    def wait(self) -> Sampled:
+        """See `Pending`."""
+        return Sampled(self.buffer.read(self.rows), [None] * self.rows)

@@ -1,0 +1,84 @@
+"""Memory of the engine inductor: nothing is allocated while it serves, and what is too large says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cleave import LLM, SamplingParams
+from cleave.errors import EngineError
+from cleave.kvcache.step import Chunk
+from cleave.runtime.model import Model
+from cleave.runtime.model_options import ModelOptions
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+
+
+def test_a_decode_step_allocates_nothing(demo_artifact: Path) -> None:
+    """Not even out of what torch keeps; before, each size was run once, as it is when a model is loaded."""
+    model = Model(demo_artifact, ModelOptions(engine="inductor", verify=False, max_sequences=8))
+    engine, attention = model.engine, model.attention
+    for sequence in range(8):
+        attention.open(sequence)
+    for sequences in (range(8), range(3), range(1)):
+        before = torch.cuda.memory_stats()
+        for _ in range(40):
+            attention.plan([Chunk(sequence, attention.length(sequence), 1) for sequence in sequences])
+            rows = np.arange(len(sequences))
+            engine.run_on_device(rows, rows, attention)  # type: ignore[attr-defined]
+            attention.commit()
+        after = torch.cuda.memory_stats()
+        for count in ("allocation.all.allocated", "num_device_alloc", "reserved_bytes.all.current"):
+            assert after[count] == before[count], count
+    model.close()
+
+
+def test_serving_takes_no_memory_from_the_device(demo_artifact: Path) -> None:
+    with LLM(demo_artifact, "inductor", verify=False, max_sequences=16) as llm:
+        prompts = [[3 + length % 50] * length for length in range(1, 60)]
+        llm.generate(prompts, SamplingParams(max_tokens=20, ignore_eos=True))
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_stats()
+        llm.generate(prompts, SamplingParams(max_tokens=20, ignore_eos=True))
+        torch.cuda.synchronize()
+        after = torch.cuda.memory_stats()
+    assert after["num_device_alloc"] == before["num_device_alloc"]
+    assert after["allocated_bytes.all.current"] <= before["allocated_bytes.all.current"]
+
+
+@pytest.fixture
+def room() -> Iterator[None]:
+    """Gives the memory back that a test left free of limits."""
+    torch.cuda.empty_cache()
+    yield
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    torch.cuda.empty_cache()
+
+
+def limit_to(more: int) -> None:
+    """Let this process have `more` bytes beyond what it holds."""
+    _, total = torch.cuda.mem_get_info()
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + more) / total)
+
+
+@pytest.mark.usefixtures("room")
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (2 << 20, r"cuda:0 is full after .* of weights; take a GPU with more memory"),
+        (80 << 20, r"cuda:0 has no room for a step of 65536 tokens beside .*; lower max_tokens_per_step"),
+    ],
+    ids=["weights", "step"],
+)
+def test_a_device_that_is_too_small_says_what_to_lower(demo_artifact: Path, more: int, message: str) -> None:
+    options = ModelOptions(engine="inductor", verify=False, max_tokens_per_step=65536, max_sequences=512)
+    limit_to(more)
+    with pytest.raises(EngineError, match=message):
+        Model(demo_artifact, options)
