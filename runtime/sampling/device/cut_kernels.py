@@ -134,10 +134,7 @@ def bounds_kernel(
         value = load_from(source, peaks + row * blocks, tl.program_id(1) * BLOCKS, blocks, vocab, least)
         part = weight(value, top, scale, least)
         for index in tl.static_range(BOUNDS):
-            if IS_FINE:
-                bound = fine_bound(first, last, top, index)
-            else:
-                bound = coarse_bound(least, floor, top, index)
+            bound = fine_bound(first, last, top, index) if IS_FINE else coarse_bound(least, floor, top, index)
             tl.store(sums + index, tl.sum(tl.sum(tl.where(value >= bound, part, 0.0), 1), 0))
 
 
