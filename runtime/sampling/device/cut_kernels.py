@@ -135,7 +135,7 @@ def bounds_kernel(
         part = weight(value, top, scale, least)
         for index in tl.static_range(BOUNDS):
             bound = fine_bound(first, last, top, index) if IS_FINE else coarse_bound(least, floor, top, index)
-            tl.store(sums + index, tl.sum(tl.sum(tl.where(value >= bound, part, 0.0), 1), 0))
+            tl.store(sums + index, tl.sum(tl.where(value >= bound, part, 0.0)))
 
 
 @triton.jit
