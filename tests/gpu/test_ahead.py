@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
 ]
-PAGES = 20
+PAGES = 12
 """So few that requests preempt each other."""
 KINDS: tuple[dict[str, Any], ...] = (
     {"temperature": 0.0},
@@ -57,7 +57,7 @@ def answers(folder: Path, kinds: tuple[dict[str, Any], ...], *, ahead: bool) -> 
         prompts = [generator.integers(3, vocab_size, 1 + 5 * index % 70).tolist() for index in range(24)]
         params = [
             SamplingParams(
-                max_tokens=4 + 7 * index % 60,
+                max_tokens=40 + 7 * index % 60,
                 seed=index,
                 ignore_eos=index % 3 > 0,
                 **kinds[index % len(kinds)],
