@@ -7,6 +7,7 @@ from cleave.runtime.logit_rows import LogitRows
 from cleave.runtime.pending import DeviceTokens, LikeliestTokens, Pending
 from cleave.runtime.sampling.device.create import create_device_sampler
 from cleave.runtime.sampling.device.interface import TokenSampler
+from cleave.runtime.sampling.device.row import SampledRow
 from cleave.runtime.sampling.state import SamplingState
 
 
@@ -20,16 +21,14 @@ class SampledTokens:
         self._likeliest = likeliest
         self._sampler = sampler
 
-    def takes(self, state: SamplingState | None) -> bool:
+    def takes(self, state: SamplingState | None, *, in_lockstep: bool = False) -> bool:
         """See `DeviceTokens`."""
-        return self._sampler.takes(state)
+        return self._sampler.takes(state, in_lockstep=in_lockstep)
 
     def choose(self, output: DeviceOutput, wanted: LogitRows) -> Pending:
         """See `DeviceTokens`."""
         if all(state is None for state in wanted.states):
             return self._likeliest.choose(output, wanted)
-        from cleave.runtime.sampling.device.row import SampledRow
-
         rows = [
             SampledRow(owner.id, state, len(owner.output) + owner.in_flight)
             for owner, state in zip(wanted.owners, wanted.states, strict=True)

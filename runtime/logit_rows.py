@@ -53,7 +53,12 @@ class LogitRows:
     @property
     def is_plain(self) -> bool:
         """Whether every row only yields its likeliest token."""
-        return not self._scored and all(state is None for state in self.states)
+        return not self.has_scores and all(state is None for state in self.states)
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether some rows score a prompt."""
+        return bool(self._scored)
 
     def score(self, logits: npt.NDArray[Any], sampler: Sampler) -> dict[int, list[TokenLogprobs]]:
         """The logprobs of the tokens of prompts, by sequence id. logits [rows, vocab] float32."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from cleave.runtime.engines.engine import DeviceOutput
 from cleave.runtime.logit_rows import LogitRows
-from cleave.runtime.sampling.sampler import Sampled
+from cleave.runtime.sampling.sampler import Sampled, not_finite
 from cleave.runtime.sampling.state import SamplingState
 
 _UNDER_WAY = 3
@@ -26,12 +26,20 @@ class Pending(Protocol):
     def wait(self) -> Sampled:
         """Wait for the device, and give the tokens; negative where the logits are no numbers."""
 
+    def result(self) -> Sampled:
+        """As `wait`. Raises EngineError for logits that are no numbers, RequestError where a request's
+        parameters leave no token.
+        """
+
 
 class DeviceTokens(Protocol):
     """Chooses the tokens of launched steps on the device."""
 
-    def takes(self, state: SamplingState | None) -> bool:
-        """Whether it can choose for such a request; others need the host between logits and token."""
+    def takes(self, state: SamplingState | None, *, in_lockstep: bool = False) -> bool:
+        """Whether it can choose for such a request; others need the host between logits and token.
+
+        `in_lockstep`: where the host has all tokens before a step is run, and knows what may come next.
+        """
 
     def choose(self, output: DeviceOutput, wanted: LogitRows) -> Pending:
         """Start it on the current stream, behind the step, for the sampled rows of `wanted`."""
@@ -48,7 +56,7 @@ class LikeliestTokens:
         self._buffers = [_Buffer(device, rows) for _ in range(_UNDER_WAY)]
         self._next = 0
 
-    def takes(self, state: SamplingState | None) -> bool:
+    def takes(self, state: SamplingState | None, *, in_lockstep: bool = False) -> bool:
         """See `DeviceTokens`."""
         return state is None
 
@@ -100,3 +108,11 @@ class _Fetched:
     def wait(self) -> Sampled:
         """See `Pending`."""
         return Sampled(self.buffer.read(self.rows), [None] * self.rows)
+
+    def result(self) -> Sampled:
+        """See `Pending`."""
+        sampled = self.wait()
+        odd = [row for row, token in enumerate(sampled.tokens) if token < 0]
+        if odd:
+            raise not_finite(odd)
+        return sampled

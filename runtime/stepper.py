@@ -51,7 +51,7 @@ class Stepper:
     def __init__(
         self, engine: Engine, attention: AttentionServer, tokens: DeviceTokens | None = None
     ) -> None:
-        """`tokens` chooses those of launched steps; None: no step can be launched."""
+        """`tokens` chooses where the engine leaves logits on a device; None: no step can be launched."""
         self._engine = engine
         self._on_device = device_engine(engine)
         self._attention = attention
@@ -187,9 +187,19 @@ class Stepper:
         if self._on_device is not None and wanted.is_plain:
             tokens = likeliest(self._on_device.run_on_device(token_ids, wanted.rows, self._attention))
             return Sampled(tokens, [None] * len(tokens)), {}
+        if self._on_device is not None and self._tokens is not None and self._stays(wanted):
+            output = self._on_device.launch(token_ids, wanted.rows, self._attention)
+            return self._tokens.choose(output, wanted).result(), {}
         logits = self._engine.run(token_ids, wanted.rows, self._attention)
         scored = wanted.score(logits, self._sampler)
         return self._sampler.sample(logits[: wanted.sampled], wanted.states), scored
+
+    def _stays(self, wanted: LogitRows) -> bool:
+        """Whether the logits need not come to the host, though it waits for the tokens."""
+        tokens = self._tokens
+        if tokens is None or wanted.has_scores:
+            return False
+        return all(tokens.takes(state, in_lockstep=True) for state in wanted.states)
 
 
 def _token_ids(group: Step, rows: dict[int, int]) -> npt.NDArray[np.int64]:

@@ -7,10 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from cleave.errors import EngineError
 from cleave.kvcache.server import AttentionServer
 from cleave.kvcache.spec import AttentionSpec
+from cleave.runtime.device_tokens import SampledTokens
+from cleave.runtime.engines.engine import DeviceOutput
+from cleave.runtime.pending import LikeliestTokens
+from cleave.runtime.sampling.state import SamplingState
+from cleave.runtime.sampling_params import SamplingDefaults, SamplingParams
 from cleave.runtime.sequence import Sequence
 from cleave.runtime.step import ScheduledChunk, Step, StepOutcome
 from cleave.runtime.stepper import Stepper, _runs_allowed
@@ -149,3 +155,66 @@ def test_logits_that_are_no_numbers_are_the_fault_of_their_row_alone(
     assert set(outcome.errors) == {5}
     assert "not finite" in outcome.errors[5]
     assert set(outcome.tokens) == set(range(8)) - {5}
+
+
+# Logits that stay on the device.
+
+
+class DeviceEngine(Engine):
+    """The same logits, as a torch tensor; `run` is not for steps that the device can sample."""
+
+    sick = -1
+    """A token whose row has no numbers."""
+
+    def run(self, token_ids: Any, logit_rows: Any, attention: Any) -> Any:
+        raise AssertionError("the logits came to the host")
+
+    def launch(self, token_ids: Any, logit_rows: Any, attention: Any, sampled: Any = None) -> DeviceOutput:
+        logits = torch.from_numpy(Engine.run(self, token_ids, logit_rows, attention))
+        logits[torch.from_numpy(token_ids[logit_rows] == self.sick)] = torch.nan
+        best, likeliest = logits.max(dim=-1)
+        return DeviceOutput(logits, likeliest, best)
+
+    def run_on_device(self, token_ids: Any, logit_rows: Any, attention: Any) -> Any:
+        return self.launch(token_ids, logit_rows, attention).logits
+
+
+class OnlyEven:
+    """A grammar that allows even tokens from 60 on."""
+
+    is_complete = False
+
+    def mask(self) -> Any:
+        tokens = np.arange(224)
+        allowed = (tokens % 2 == 0) & (tokens >= 60)
+        return np.packbits(allowed, bitorder="little").view(np.uint32)
+
+    def accept(self, token: int) -> None: ...
+
+
+def sampling(sequence: Sequence, constraint: Any = None, **params: Any) -> None:
+    resolved = SamplingParams(**params).resolved(SamplingDefaults())
+    sequence.sampling = SamplingState(resolved, sequence.prompt, 200, constraint=constraint)
+
+
+@pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
+def test_in_lockstep_the_device_samples_structured_output_too() -> None:
+    """A device sampler in Triton's interpreter; a row that fails is found as any other culprit."""
+    pytest.importorskip("triton")
+    from cleave.runtime.sampling.device.sampler import DeviceSampler
+
+    rig = Rig(4)
+    rig.engine = engine = DeviceEngine()
+    tokens = SampledTokens(LikeliestTokens("cpu"), DeviceSampler(200, "cpu", 4))
+    rig.stepper = Stepper(engine, rig.server, tokens)
+    sequences = [chunk.sequence for chunk in rig.step]
+    sampling(sequences[1], temperature=0.01, logit_bias={150: 5.0}, logprobs=2, seed=1)
+    sampling(sequences[3], OnlyEven(), temperature=0.0, logit_bias={61: 9.0})
+    assert not rig.stepper.can_launch(rig.step)
+    engine.sick = 2
+    outcome = rig.run()
+    assert outcome.tokens == {0: 100, 1: 150, 3: 60}
+    assert "not finite" in outcome.errors[2]
+    assert outcome.logprobs[1].top_tokens.tolist() == [101, 0]
+    assert rig.committed() == {0, 1, 3}

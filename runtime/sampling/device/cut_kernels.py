@@ -25,18 +25,17 @@ from cleave.runtime.sampling.device.weights import weight
 
 BOUNDS = tl.constexpr(16)
 """Bounds that are taken at once."""
-AT_ONCE = tl.constexpr(2)
-"""Blocks that are compared with bounds at once."""
 UNIT = tl.constexpr(2.0**42)
 """What a weight of 1 is in whole numbers: 2^20 of them fit into 63 bits."""
 
 
 @triton.jit
-def load_from(source, row_peaks, token, vocab, least):
-    """The logits of tokens; minus infinity, and not read, in blocks that have none from `least` on."""
-    inside = token < vocab
-    peak = tl.load(row_peaks + token // BLOCK, mask=inside, other=float("-inf"))
-    return tl.load(source + token, mask=inside & (peak >= least), other=float("-inf"))
+def load_from(source, row_peaks, first_block, blocks, vocab, least):
+    """[BLOCKS, BLOCK] logits; minus infinity, and not read, in blocks that have none from `least` on."""
+    block = first_block + tl.arange(0, BLOCKS)
+    peak = tl.load(row_peaks + block, mask=block < blocks, other=float("-inf"))
+    token = block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    return tl.load(source + token, mask=(token < vocab) & (peak >= least)[:, None], other=float("-inf"))
 
 
 @triton.jit
@@ -68,29 +67,35 @@ def sum_of(parts, row, programs, PROGRAMS: tl.constexpr):
 
 
 @triton.jit
-def coarse_bounds(top, row_reals):
-    """Bounds of the first round: the least logit that weighs, and equal parts of where the edge must be."""
+def coarse_range(top, row_reals):
+    """The least logit that weighs, and where the edge must be: from the second of these on."""
     least = least_of(top, row_reals)
-    floor = tl.maximum(least, (top.to(tl.float64) - tl.load(row_reals + DEPTH)).to(tl.float32))
-    index = tl.arange(0, BOUNDS)
+    floor = (top.to(tl.float64) - tl.load(row_reals + DEPTH)).to(tl.float32)
+    return least, tl.maximum(least, floor)
+
+
+@triton.jit
+def coarse_bound(least, floor, top, index):
+    """Bounds of the first round: the least logit, then equal parts up to the largest."""
     return tl.where(index == 0, least, spread(floor, top, index, BOUNDS - 1))
 
 
 @triton.jit
 def coarse_part(coarse, row, row_reals, top, programs, PROGRAMS: tl.constexpr):
     """What is wanted, and where the first round says the edge lies: first, last, the mass from last on."""
-    bounds = coarse_bounds(top, row_reals)
+    least, floor = coarse_range(top, row_reals)
+    bounds = coarse_bound(least, floor, top, tl.arange(0, BOUNDS))
     above = sum_of(coarse, row, programs, PROGRAMS)
     wanted = tl.load(row_reals + TOP_P) * tl.max(above, 0)
     zero = tl.full([], 0.0, tl.float64)
-    first, last, base = narrowed(bounds, above, wanted, least_of(top, row_reals), float("inf"), zero)
+    first, last, base = narrowed(bounds, above, wanted, least, float("inf"), zero)
     return wanted, first, last, base
 
 
 @triton.jit
-def fine_bounds(first, last, top):
+def fine_bound(first, last, top, index):
     """Bounds of the second round, all inside of [first, last]."""
-    return spread(first, tl.minimum(last, top), tl.arange(0, BOUNDS) + 1, BOUNDS + 1)
+    return spread(first, tl.minimum(last, top), index + 1, BOUNDS + 1)
 
 
 @triton.jit
@@ -98,7 +103,8 @@ def fine_part(coarse, fine, row, row_reals, top, programs, PROGRAMS: tl.constexp
     """As `coarse_part`, after the second round."""
     wanted, first, last, base = coarse_part(coarse, row, row_reals, top, programs, PROGRAMS)
     above = sum_of(fine, row, programs, PROGRAMS)
-    first, last, base = narrowed(fine_bounds(first, last, top), above, wanted, first, last, base)
+    bounds = fine_bound(first, last, top, tl.arange(0, BOUNDS))
+    first, last, base = narrowed(bounds, above, wanted, first, last, base)
     return wanted, first, last, base
 
 
@@ -117,24 +123,19 @@ def bounds_kernel(
         source = source_of(logits, logits_stride, edited, vocab, row, row_ints)
         scale = tl.load(row_reals + SCALE).to(tl.float32)
         top = top_of(peaks, row, blocks, SIZE)
+        least, floor = coarse_range(top, row_reals)
+        first, last = least, top
+        sums = coarse
         if IS_FINE:
             _, first, last, _ = coarse_part(coarse, row, row_reals, top, programs, PROGRAMS)
-            bounds = fine_bounds(first, last, top)
-        else:
-            bounds = coarse_bounds(top, row_reals)
-        least = tl.min(bounds, 0)
-        sums = tl.zeros([AT_ONCE * BLOCK, BOUNDS], tl.float32)
-        for index in tl.static_range(BLOCKS // AT_ONCE):
-            first_block = tl.program_id(1) * BLOCKS + index * AT_ONCE
-            token = first_block * BLOCK + tl.arange(0, AT_ONCE * BLOCK)
-            value = load_from(source, peaks + row * blocks, token, vocab, least)
-            part = weight(value, top, scale, least)
-            sums += tl.where(value[:, None] >= bounds[None, :], part[:, None], 0.0)
-        at = (row * programs + tl.program_id(1)) * BOUNDS + tl.arange(0, BOUNDS)
-        if IS_FINE:
-            tl.store(fine + at, tl.sum(sums, 0))
-        else:
-            tl.store(coarse + at, tl.sum(sums, 0))
+            least = fine_bound(first, last, top, 0)
+            sums = fine
+        sums += (row * programs + tl.program_id(1)) * BOUNDS
+        value = load_from(source, peaks + row * blocks, tl.program_id(1) * BLOCKS, blocks, vocab, least)
+        part = weight(value, top, scale, least)
+        for index in tl.static_range(BOUNDS):
+            bound = fine_bound(first, last, top, index) if IS_FINE else coarse_bound(least, floor, top, index)
+            tl.store(sums + index, tl.sum(tl.sum(tl.where(value >= bound, part, 0.0), 1), 0))
 
 
 @triton.jit
@@ -157,8 +158,21 @@ def peak_bound(peaks, row, blocks, count, SIZE: tl.constexpr):
 
 
 @triton.jit
+def aim_kernel(peaks, cuts, ints, reals, blocks, SIZE: tl.constexpr):
+    """cuts [rows] = a bound that the edge of top-k is not below; one program a row."""
+    row = tl.program_id(0).to(tl.int64)
+    row_ints, row_reals = ints + row * WIDTH, reals + row * WIDTH
+    top_k = tl.load(row_ints + TOP_K)
+    if top_k > 0:
+        top = top_of(peaks, row, blocks, SIZE)
+        bound = peak_bound(peaks, row, blocks, top_k, SIZE)
+        tl.store(cuts + row, tl.maximum(least_of(top, row_reals), bound))
+
+
+@triton.jit
 def gather_kernel(
-    logits, logits_stride, edited, peaks, coarse, fine, found, listed, ints, reals, vocab, blocks, programs,
+    logits, logits_stride, edited, peaks, coarse, fine, cuts, found, listed, ints, reals, vocab, blocks,
+    programs,
     SIZE: tl.constexpr, PROGRAMS: tl.constexpr,
 ):  # fmt: skip
     """listed [rows, vocab] = the logits among which the edge is, found [rows] = how many they are.
@@ -169,21 +183,17 @@ def gather_kernel(
     row_ints, row_reals = ints + row * WIDTH, reals + row * WIDTH
     if is_filtered(row_ints, row_reals):
         source = source_of(logits, logits_stride, edited, vocab, row, row_ints)
-        top = top_of(peaks, row, blocks, SIZE)
-        top_k = tl.load(row_ints + TOP_K)
-        if top_k > 0:
-            first = tl.maximum(least_of(top, row_reals), peak_bound(peaks, row, blocks, top_k, SIZE))
-            last = tl.full([], float("inf"), tl.float32)
+        last = tl.full([], float("inf"), tl.float32)
+        if tl.load(row_ints + TOP_K) > 0:
+            first = tl.load(cuts + row)
         else:
+            top = top_of(peaks, row, blocks, SIZE)
             _, first, last, _ = fine_part(coarse, fine, row, row_reals, top, programs, PROGRAMS)
-        token = tl.program_id(1) * BLOCKS * BLOCK + tl.arange(0, BLOCKS * BLOCK)
-        value = load_from(source, peaks + row * blocks, token, vocab, first)
+        value = load_from(source, peaks + row * blocks, tl.program_id(1) * BLOCKS, blocks, vocab, first)
         is_in = (value >= first) & (value < last) & (value > float("-inf"))
-        number = is_in.to(tl.int32)
-        total = tl.sum(number, 0)
-        if total > 0:
-            begin = tl.atomic_add(found + row, total)
-            tl.store(listed + row * vocab + begin + tl.cumsum(number, 0) - 1, value, mask=is_in)
+        places = found + row + tl.zeros([BLOCKS, BLOCK], tl.int32)
+        place = tl.atomic_add(places, 1, mask=is_in, sem="relaxed")
+        tl.store(listed + row * vocab + place, value, mask=is_in)
 
 
 @triton.jit

@@ -9,7 +9,13 @@ import torch
 import triton
 
 from cleave.runtime.sampling.device import fields
-from cleave.runtime.sampling.device.cut_kernels import BOUNDS, bounds_kernel, cut_kernel, gather_kernel
+from cleave.runtime.sampling.device.cut_kernels import (
+    BOUNDS,
+    aim_kernel,
+    bounds_kernel,
+    cut_kernel,
+    gather_kernel,
+)
 from cleave.runtime.sampling.device.draw_kernels import draw_kernel, scan_kernel, weigh_kernel
 from cleave.runtime.sampling.device.edit_kernels import bias_kernel, edit_kernel
 from cleave.runtime.sampling.device.logprob_kernels import measure_kernel, rank_kernel
@@ -55,6 +61,7 @@ class Launches:
     draws: bool
     """Whether some row takes another token than the likeliest."""
     filters: bool
+    top_k: bool
     top_p_alone: bool
     """Whether some row has top-p without top-k."""
     logprobs: bool
@@ -69,6 +76,7 @@ class Launches:
             has_biases=any(len(state.biased) > 0 for state in known),
             draws=bool(settings),
             filters=any((top_k or 0) > 0 or (top_p or 1.0) < 1.0 for _, top_k, top_p, _ in settings),
+            top_k=any((top_k or 0) > 0 for _, top_k, _, _ in settings),
             top_p_alone=any(not top_k and (top_p or 1.0) < 1.0 for _, top_k, top_p, _ in settings),
             logprobs=any(state.logprobs is not None for state in known),
         )
@@ -108,11 +116,13 @@ class Launches:
             for is_fine in (False, True):
                 bounds_kernel[all_blocks](
                     *source, b.peaks, b.coarse, b.fine, ints, reals, vocab, blocks, b.programs,
-                    IS_FINE=is_fine, SIZE=size, PROGRAMS=programs, num_warps=8, **exact,
+                    IS_FINE=is_fine, SIZE=size, PROGRAMS=programs, **exact,
                 )  # fmt: skip
+        if self.top_k:
+            aim_kernel[(rows,)](b.peaks, b.cuts, ints, reals, blocks, SIZE=size)
         if self.filters:
             gather_kernel[all_blocks](
-                *source, b.peaks, b.coarse, b.fine, b.found, b.listed, ints, reals, vocab, blocks,
+                *source, b.peaks, b.coarse, b.fine, b.cuts, b.found, b.listed, ints, reals, vocab, blocks,
                 b.programs, SIZE=size, PROGRAMS=programs, num_warps=8, **exact,
             )  # fmt: skip
             cut_kernel[(rows,)](

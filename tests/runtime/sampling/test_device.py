@@ -12,6 +12,7 @@ from device_sampling import GPU, check_logprobs, kinds, on_device, on_host, rand
 from cleave.errors import EngineError, RequestError
 from cleave.runtime.sampling.sampler import Sampler
 from cleave.runtime.sampling.state import SamplingState
+from cleave.runtime.sampling_params import SamplingDefaults, SamplingParams
 
 pytest.importorskip("triton")
 from cleave.runtime.sampling.device.row import SampledRow
@@ -226,3 +227,49 @@ def test_what_needs_the_host_is_not_taken() -> None:
     assert not device.takes(
         state({"temperature": 1.0, "logit_bias": dict.fromkeys(range(1025), 1.0)}, 2000, 0)
     )
+
+
+class Grammar:
+    """Allows three tokens, others after each step."""
+
+    is_complete = False
+
+    def __init__(self) -> None:
+        self.allowed = [5, 300, 699]
+
+    def mask(self) -> np.ndarray:
+        flags = np.zeros((VOCAB + 31) // 32 * 32, bool)
+        flags[self.allowed] = True
+        return np.packbits(flags, bitorder="little").view(np.uint32)
+
+    def accept(self, token: int) -> None:
+        self.allowed = [token - 1, token - 2, token - 3]
+
+
+def moving() -> list[SamplingState | None]:
+    """A grammar, a complete one that may stop before min_tokens, and bad words of two tokens."""
+    params = SamplingParams(temperature=3.0, seed=1, min_tokens=9).resolved(SamplingDefaults())
+    whole = Grammar()
+    whole.is_complete = True
+    words = [[0, 1], [1, 0], [2, 2], [3]]
+    options = {"stop_token_ids": [5, 300]}
+    return [
+        SamplingState(params, [1], VOCAB, constraint=Grammar(), **options),
+        SamplingState(params, [1], VOCAB, constraint=whole, **options),
+        SamplingState(params, [1], VOCAB, bad_words=words, **options),
+        SamplingState(params, [2], VOCAB, bad_words=words, **options),
+    ]
+
+
+def test_what_depends_on_the_last_token_is_taken_in_lockstep_alone() -> None:
+    rows, truth = moving(), moving()
+    device, host = DeviceSampler(VOCAB, GPU, 4), Sampler(1)
+    assert not any(map(device.takes, rows))
+    assert all(device.takes(one, in_lockstep=True) for one in rows)
+    for step in range(4):
+        expected = on_host(host, peaked(4, step), truth)
+        assert on_device(device, peaked(4, step), rows).tokens == expected.tokens
+        accept(rows, expected.tokens)
+        accept(truth, expected.tokens)
+    with pytest.raises(RuntimeError, match="position 5, and the host has 4"):
+        on_device(device, peaked(4, 0), rows, 5)

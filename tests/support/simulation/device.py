@@ -171,9 +171,9 @@ class DeviceTokens:
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
 
-    def takes(self, state: SamplingState | None) -> bool:
-        """All of them: their grammars allow everything."""
-        return True
+    def takes(self, state: SamplingState | None, *, in_lockstep: bool = False) -> bool:
+        """All of them one step ahead: their grammars allow everything. In lockstep the host chooses."""
+        return not in_lockstep
 
     def forget(self, sequence: int) -> None:
         """See DeviceTokens."""
