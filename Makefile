@@ -11,7 +11,7 @@ TORCH ?= torch==2.13.0
 # It needs an old huggingface_hub, so it lives in a folder of its own; tests/server runs it from there.
 TGI_CLIENT := text-generation==0.7.0
 
-.PHONY: run test test-fast sim soak setup lint bench report clean
+.PHONY: run test test-fast sim soak setup lint bench bench-cpu report clean
 
 run: $(ARTIFACT)/manifest.json  ## export the demo checkpoint and stream a continuation
 	@$(BIN)/python scripts/run_llama2.py --model $(ARTIFACT) --input "$(PROMPT)"
@@ -44,6 +44,10 @@ bench: setup $(ARTIFACT)/manifest.json  ## the split tax, the scheduler, and the
 	$(BIN)/python benchmarks/scheduler.py
 	$(BIN)/python benchmarks/export_memory.py
 	$(BIN)/python benchmarks/serve_overhead.py
+
+bench-cpu: setup  ## Cleave beside transformers, llama.cpp and onnxruntime-genai; goes on where it was interrupted
+	$(BIN)/python benchmarks/bench_cpu.py $(PAIRS)
+	$(BIN)/python benchmarks/report.py
 
 report: setup  ## docs/benchmarks.md from the results
 	$(BIN)/python benchmarks/report.py

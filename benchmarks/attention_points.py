@@ -12,8 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from cleave.kvcache.backend import CacheShape
-from cleave.kvcache.backends.triton import TritonBackend
+from cleave.kvcache.backend import CacheShape, create_backend
 from cleave.kvcache.spec import AttentionSpec, RopeSpec
 from cleave.kvcache.step import StepPlan
 
@@ -79,11 +78,11 @@ class Point:
         return sum(2 * length * (length + 1) * self.spec.q_size for length in self.lengths)
 
 
-def backend(point: Point, layers: int, **options: Any) -> TritonBackend:
-    """A backend whose pages hold random keys and values."""
+def backend(point: Point, layers: int, name: str = "triton", **options: Any) -> Any:
+    """The attention backend `name`, whose pages hold random keys and values."""
     pages = sum(-(-length // PAGE) for length in point.lengths)
     shape = CacheShape((point.spec,) * layers, pages, PAGE, max(point.lengths), point.tokens)
-    made = TritonBackend(shape, dtype=SHAPES[point.shape][1], **options)
+    made: Any = create_backend(name, shape, dtype=SHAPES[point.shape][1], **options)
     for layer in made._layers:
         layer.keys.normal_()
         layer.values.normal_()
@@ -151,9 +150,9 @@ def decode_seconds(point: Point, **options: Any) -> float:
     return taken
 
 
-def prefill_seconds(point: Point) -> float:
+def prefill_seconds(point: Point, **options: Any) -> float:
     """Seconds of one layer: RoPE, append and attention."""
-    attention = backend(point, 4)
+    attention = backend(point, 4, **options)
     attention.plan(step(point, False))
     arrays = tensors(point, point.tokens)
     graph = graph_of(lambda: [attention.run(layer, *arrays) for layer in range(4)])

@@ -85,7 +85,7 @@ class Cleave:
 
 
 def title(side: Contender) -> str:
-    """ "Cleave int8", "llama.cpp Q8_0"."""
+    """Such as "Cleave int8", "llama.cpp Q8_0"."""
     return f"{side.program} {side.weights.name}"
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import report_cpu
+from report_cpu import table as _table
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -27,8 +30,8 @@ _SECTIONS = {
     ),
     "side_by_side": (
         "Side by side",
-        "A peer and Cleave on one checkpoint in one run, interleaved; ratio: Cleave's tokens/s over the "
-        "peer's, of medians.",
+        "A peer and Cleave on one checkpoint in one run, interleaved, each with several kinds of weights; "
+        "the last columns: Cleave's tokens/s over the peer's, of medians.",
     ),
     "vs_vllm": (
         "The whole LLM on one GPU",
@@ -67,6 +70,12 @@ _SECTIONS = {
         "so, of pieces that `cleave build` had optimised and packed, and that ONNX Runtime packs again all "
         "the same; `no packing`: those without packing, which gives other bits.",
     ),
+    "quantization": (
+        "Quantisation",
+        "The demo checkpoint's weights in float32 and quantised: bytes of weights.safetensors, KL divergence "
+        "from float32 and perplexity by that of float32 on held-out text, known answers, and tokens/s in "
+        "lockstep.",
+    ),
     "scheduler": ("Scheduler", "The cost of a scheduling decision."),
     "tensorrt_rtx_build": (
         "Building for TensorRT for RTX",
@@ -79,7 +88,8 @@ _SECTIONS = {
 def render(results: Path = RESULTS) -> str:
     """The text of docs/benchmarks.md."""
     records = [(path.stem, json.loads(path.read_text("utf-8"))) for path in sorted(results.glob("*.json"))]
-    parts = [_HEAD]
+    side_by_side = [record for stem, record in records if _kind(stem, record) == "side_by_side"]
+    parts = [_HEAD, report_cpu.goals(side_by_side)]
     for kind, (title, introduction) in _SECTIONS.items():
         found = [(stem, record) for stem, record in records if _kind(stem, record) == kind]
         if found:
@@ -89,7 +99,7 @@ def render(results: Path = RESULTS) -> str:
     for stem, record in others:
         parts.append(f"## {stem.replace('_', ' ').capitalize()}\n")
         parts.append(_result(record, stem))
-    return "\n".join(parts)
+    return "\n".join(part for part in parts if part)
 
 
 def _kind(stem: str, record: Mapping[str, Any]) -> str:
@@ -103,12 +113,13 @@ def _result(record: Mapping[str, Any], kind: str) -> str:
     draw = {
         "latency": _latency,
         "kvrun": _kvrun,
-        "side_by_side": _side_by_side,
+        "side_by_side": report_cpu.side_by_side,
         "throughput": _throughput,
         "serve": _serve,
         "vs_vllm": _vs_vllm,
         "sampler": _sampler,
         "start_up": _start_up,
+        "quantization": _quantization,
     }.get(kind, _plain)
     return (
         f"{draw(record['figures'])}\n"
@@ -121,6 +132,28 @@ def _vs_vllm(figures: Mapping[str, Any]) -> str:
     rows = [[what, *(f"{value:,.2f}" for value in values)] for what, *values in figures["rows"]]
     head = f"**{figures['shape']}**, {figures['dtype']}, one {figures['gpu']}.\n"
     return f"{head}\n{_table(['', *figures['columns']], rows)}"
+
+
+def _quantization(figures: Mapping[str, Any]) -> str:
+    speeds = [name for name in figures["rows"][0] if name.startswith(("prefill_", "decode_"))]
+    rows = [
+        [
+            row["way"],
+            f"{row['bytes'] / 1e6:.2f}",
+            "" if row["kl"] is None else f"{row['kl']:.5f}",
+            "" if row["perplexity_ratio"] is None else f"{row['perplexity_ratio']:.4f}",
+            f"{row['right']} of {row['known']}",
+            *(f"{row[name]:,.0f}" for name in speeds),
+        ]
+        for row in figures["rows"]
+    ]
+    head = ["weights", "MB", "KL, nats", "perplexity ratio", "known answers"]
+    head += [name.replace("_", ", batch ") for name in speeds]
+    title = (
+        f"{figures['threads']} threads, prompt {figures['prompt']}, output {figures['output']}, medians of "
+        f"{figures['rounds']}{'*' if figures['disturbed'] else ''}.\n\n"
+    )
+    return title + _table(head, rows)
 
 
 def _start_up(figures: Mapping[str, Any]) -> str:
@@ -188,29 +221,6 @@ def _kvrun(figures: Mapping[str, Any]) -> str:
         f"{_limits(figures)}.\n\n"
     )
     return title + _table(head, rows)
-
-
-def _side_by_side(figures: Mapping[str, Any]) -> str:
-    same, tokens = figures["same_tokens"]
-    rows = [
-        [
-            row["phase"],
-            row["batch"],
-            *(
-                _share(side["tokens_per_s"], side["percent_of_limit"], disturbed=side["disturbed"])
-                for side in row["sides"]
-            ),
-            f"{row['ratio']:.2f}",
-        ]
-        for row in figures["rows"]
-    ]
-    title = (
-        f"**{figures['shape']}**, {figures['threads']} threads, prompt {figures['prompt']}, output "
-        f"{figures['output']}; tokens/s (% of limit). Weights of {figures['weight_item_bytes'][0]} and "
-        f"{figures['weight_item_bytes'][1]} bytes; the same token in {same:,} of {tokens:,} places up to the "
-        "first that differs.\n\n"
-    )
-    return title + _table(["phase", "batch", *figures["sides"], "ratio"], rows)
 
 
 def _throughput(figures: Mapping[str, Any]) -> str:
@@ -302,11 +312,6 @@ def _value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:,}" if type(value) is int else str(value)
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
 
 
 if __name__ == "__main__":

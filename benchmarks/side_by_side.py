@@ -42,8 +42,6 @@ _WARM_UP = 8
 """Tokens of the repetition that is not counted."""
 _SETTLE = 0.3
 """Seconds after which no library's threads spin any more."""
-_PATIENCE = 60.0
-"""Seconds that a side waits for other processes; then it is timed all the same, and marked."""
 _FIRST_TOKENS = (3, 1.0)
 """A prefill is timed so often, or until so many seconds have gone."""
 
@@ -68,6 +66,12 @@ def parser(description: str | None, *, peer: str, ours: str) -> argparse.Argumen
     options.add_argument("--output", type=int, default=128)
     options.add_argument("--repetitions", type=int, default=5)
     options.add_argument("--minutes", type=float, help="begin no repetition that would take longer")
+    options.add_argument(
+        "--patience",
+        type=float,
+        default=120.0,
+        help="seconds to wait for other processes, in all; what they disturb after that is marked",
+    )
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--engine", default=None)
     options.add_argument("--attention", default="cpu")
@@ -81,6 +85,8 @@ def main(peer_name: str, make_peer: MakePeer, kinds: Sequence[str], arguments: a
     own_process()  # as the `cleave` command does
     try:
         figures = side_by_side(peer_name, make_peer, kinds, arguments)
+        if figures is None:
+            return
     except (CleaveError, ValueError) as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
@@ -92,19 +98,27 @@ def main(peer_name: str, make_peer: MakePeer, kinds: Sequence[str], arguments: a
 
 def side_by_side(
     peer_name: str, make_peer: MakePeer, kinds: Sequence[str], arguments: argparse.Namespace
-) -> dict[str, Any]:
-    """The figures of one run. Raises ValueError for options, and what exporting and loading raise."""
+) -> dict[str, Any] | None:
+    """The figures of one run; None for no repetitions, which only make the files and warm up.
+
+    Raises ValueError for options, and what exporting and loading raise.
+    """
     ours, peers = chosen(arguments.ours, tuple(OURS), "--ours"), chosen(arguments.peer, kinds, "--peer")
     batches = numbers("batch", arguments.batch)
     files = Workshop(arguments.work, arguments.shape)
     # The counts need the shape, which an artifact of any kind has; that of float32 says it most plainly.
     artifact = Artifact.open(files.artifact("float32"), verify=False)
-    make: list[tuple[MakePeer, str]] = [*((Cleave, one) for one in ours), *((make_peer, one) for one in peers)]
+    make: list[tuple[MakePeer, str]] = [
+        *((Cleave, one) for one in ours),
+        *((make_peer, one) for one in peers),
+    ]
     sides = [build(weights, files, arguments, batches[-1]) for build, weights in make]
     match = _Match(sides, ModelShape.of(artifact), artifact.manifest.vocab_size, arguments, batches)
     done = match.play(arguments.repetitions, arguments.minutes)
     for side in sides:
         side.close()
+    if not done:
+        return None
     return {
         "benchmark": "side_by_side",
         "peer": peer_name,
@@ -135,8 +149,11 @@ class _Match:
     ) -> None:
         self._sides, self._vocab, self._arguments, self._batches = sides, vocab, arguments, batches
         self._probe = CpuProbe(arguments.threads)
+        self._patience: float = arguments.patience
         self._phases = {
-            (title(side), batch): _phases(shape, side, arguments, batch) for side in sides for batch in batches
+            (title(side), batch): _phases(shape, side, arguments, batch)
+            for side in sides
+            for batch in batches
         }
         self.same_tokens: dict[str, tuple[int, int]] = {}
         """Of sides with the same float32 weights: tokens of each peer that Cleave generated too, and all."""
@@ -171,13 +188,24 @@ class _Match:
             prompts = generator.integers(0, self._vocab, (batch, self._arguments.prompt)).tolist()
             answers: dict[str, Prompts] = {}
             for side in self._sides if repetition % 2 else self._sides[::-1]:
-                answers[title(side)], runs = _time(side, prompts, output, self._probe)
+                answers[title(side)], runs = _time(side, prompts, output, self._quiet_limits())
                 if counted:
                     for phase, run in zip(self._phases[title(side), batch], runs, strict=True):
                         if run is not None:
                             phase.runs.append(run)
             if counted:
                 self._compare(answers)
+
+    def _quiet_limits(self) -> Limits:
+        """The machine's limits, once nobody else uses it."""
+        time.sleep(_SETTLE)
+        while self._patience > 0:
+            with OthersWatch() as watch:
+                time.sleep(_SETTLE)
+            if watch.cores <= BUSY:
+                break
+            self._patience -= _SETTLE
+        return self._probe.measure()
 
     def _compare(self, answers: dict[str, Prompts]) -> None:
         mine = next((answers[title(side)] for side in self._sides if title(side) == "Cleave float32"), None)
@@ -204,7 +232,7 @@ def table(figures: dict[str, Any]) -> Table:
 
 
 def cell(phase: str, side: dict[str, Any]) -> str:
-    """ "49.3 (87)": tokens/s, and for decoding the percentage of the bandwidth."""
+    """Such as "49.3 (87)": tokens/s, and for decoding the percentage of the bandwidth."""
     share = f" ({side['percent_of_bandwidth']:.0f})" if phase == "decode" else ""
     return f"{side['tokens_per_s']:,.1f}{share}" + ("*" if side["disturbed"] else "")
 
@@ -226,11 +254,10 @@ def _phases(
 
 
 def _time(
-    side: Contender, prompts: Prompts, output: int, probe: CpuProbe
+    side: Contender, prompts: Prompts, output: int, limits: Limits
 ) -> tuple[Prompts, tuple[Run, Run | None]]:
     """The answers, the prefill and the decoding; None where someone disturbed the first run more than the
     longer one."""
-    limits = _quiet_limits(probe)
     with OthersWatch() as watch:
         firsts, until = [], time.perf_counter() + _FIRST_TOKENS[1]
         while not firsts or (len(firsts) < _FIRST_TOKENS[0] and time.perf_counter() < until):
@@ -240,18 +267,6 @@ def _time(
     first = statistics.median(firsts)
     decode = Run((whole - first,), limits, watch.cores) if whole > first else None
     return answers, (Run((first,), limits, watch.cores), decode)
-
-
-def _quiet_limits(probe: CpuProbe) -> Limits:
-    """The machine's limits, once nobody else uses it."""
-    until = time.monotonic() + _PATIENCE
-    time.sleep(_SETTLE)
-    while time.monotonic() < until:
-        with OthersWatch() as watch:
-            time.sleep(_SETTLE)
-        if watch.cores <= BUSY:
-            break
-    return probe.measure()
 
 
 def _seconds(run: Callable[[], object]) -> float:

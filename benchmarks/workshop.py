@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -31,7 +30,7 @@ class Workshop:
         if not path.exists():
             with tempfile.TemporaryDirectory(dir=self._folder) as temporary:
                 make(Path(temporary) / name)
-                os.replace(Path(temporary) / name, path)
+                (Path(temporary) / name).replace(path)
         return path
 
     def checkpoint(self) -> Path:

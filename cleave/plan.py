@@ -72,6 +72,10 @@ def plan_shape(
     """The memory plan of a model. Raises PlanError for a dtype or length that it cannot have."""
     if dtype is not None and dtype not in ITEM_BYTES:
         raise PlanError(f"dtype {dtype} is not known; dtypes are {', '.join(ITEM_BYTES)}")
+    if shape.quantized_bytes is not None and dtype not in (None, shape.dtype):
+        raise PlanError(
+            f"dtype is {dtype}, and {shape.source} is quantised and computes in {shape.dtype}; leave it out"
+        )
     if max_model_len is not None and max_model_len > shape.context:
         raise PlanError(f"max_model_len is {max_model_len}; the model's context has {shape.context} tokens")
     return plan_memory(
@@ -85,6 +89,7 @@ def plan_shape(
         max_model_len=max_model_len or shape.context,
         page_size=page_size,
         step=step,
+        quantized_bytes=shape.quantized_bytes,
     )
 
 
@@ -110,6 +115,7 @@ def _figures(shape: ModelShape, made: MemoryPlan, dtype: str) -> dict[str, objec
         "windows": [spec.window for spec in shape.layers],
         "memory_bytes": made.memory,
         "weights_bytes": made.weights,
+        "quantized": shape.quantized_bytes is not None,
         "activations_bytes": made.activations,
         "kv_bytes": made.kv_bytes,
         "kv_bytes_per_token": made.kv_bytes_per_token,
@@ -126,9 +132,10 @@ def _table(shape: ModelShape, made: MemoryPlan, dtype: str) -> Table:
     table.add_column("")
     table.add_column("bytes", justify="right")
     table.add_column("")
+    quantized = ", quantised" if shape.quantized_bytes is not None else ""
     rows = [
         ("memory", mib(made.memory), ""),
-        ("weights", mib(made.weights), f"{shape.parameters:,} parameters"),
+        ("weights", mib(made.weights), f"{shape.parameters:,} parameters{quantized}"),
         ("activations", mib(made.activations), "at most, in the largest step"),
         ("KV cache", mib(made.kv_bytes), f"{made.pages:,} pages of {made.page_size} tokens"),
         ("one token", f"{made.kv_bytes_per_token:,} B", _windows(shape)),

@@ -47,6 +47,11 @@ def own_process() -> None:
     _ProcessPool.is_wanted = True
 
 
+def has_one_thread_pool() -> bool:
+    """Whether all sessions of this process compute in one pool, made already or with the first of them."""
+    return _ProcessPool.size is not None or _ProcessPool.is_wanted
+
+
 def session_options(threads: int | None = None) -> ort.SessionOptions:
     """Options of a session that computes in the process's pool, or with `threads` threads of its own."""
     options = ort.SessionOptions()

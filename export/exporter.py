@@ -104,7 +104,8 @@ class _Export:
         if present is not None:
             self._refuse_to_mix(present)
         self.meta = MetaModel(self._config(), self.dtype, checkpoint.architecture)
-        self.gate = self._quality_gate()
+        is_quantized = self.quantization is not None
+        self.gate = QualityGate.of(request, checkpoint, self.meta.config, is_quantized=is_quantized)
         for note in checkpoint.ready.notes if checkpoint.ready else ():
             _log.warning("%s", note)
 
@@ -186,21 +187,6 @@ class _Export:
         elif ready is not None and LM_HEAD in (*ready.shapes, *ready.dequantized_shapes):
             config.tie_word_embeddings = False
         return config
-
-    def _quality_gate(self) -> QualityGate | None:
-        """None where nothing is measured: the graph is not quantised, or is not exported now."""
-        is_measured = self.quantization is not None and "batchful" in self.request.parts
-        if not is_measured and self.request.quality_options:
-            raise ExportError(
-                f"{self.request.quality_options[0]} is for exports of a quantised batchful part; give "
-                "--quantize int8 or int4, or leave it out"
-            )
-        if not is_measured or not self.request.quality:
-            return None
-        config = self.meta.config
-        return QualityGate(
-            self.request, self.checkpoint, context=config.max_position_embeddings, vocab=config.vocab_size
-        )
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """The tensors that this export takes from the checkpoint, as the config wants them."""

@@ -1,4 +1,4 @@
-"""The gate of a quantised export: it is measured before it is published, and refused where it lost too much."""
+"""The gate of a quantised export: measured before it is published, refused where it lost too much."""
 
 from __future__ import annotations
 
@@ -51,6 +51,24 @@ class QualityGate:
             export_tokenizer(checkpoint, Path(folder))
             file = Path(folder) / TOKENIZER
             self._windows: Windows = calibration_windows(text, file, context=context, vocab=vocab)
+
+    @classmethod
+    def of(
+        cls, request: ExportRequest, checkpoint: Checkpoint, config: Any, *, is_quantized: bool
+    ) -> QualityGate | None:
+        """The gate of an export; None where nothing is measured: its graph is not quantised, or kept.
+
+        `config` is that of transformers. Raises ExportError for options that mean something only to a gate.
+        """
+        is_measured = is_quantized and "batchful" in request.parts
+        if request.quality_options and not is_measured:
+            raise ExportError(
+                f"{request.quality_options[0]} is for exports of a quantised batchful part; give "
+                "--quantize int8 or int4, or leave it out"
+            )
+        if not is_measured or not request.quality:
+            return None
+        return cls(request, checkpoint, context=config.max_position_embeddings, vocab=config.vocab_size)
 
     def keep_reference(self, graph: ir.Model) -> None:
         """Remember a traced graph, its weights as inputs, as it is before it is quantised.

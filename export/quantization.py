@@ -77,6 +77,11 @@ class Quantization:
         yield tensor.name + ZERO_POINT, "U8", (tensor.out, -(-groups // 2))
 
     @property
+    def stored_names(self) -> tuple[str, ...]:
+        """The tensors of weights.safetensors that all of `tensors` are."""
+        return tuple(name for tensor in self.tensors for name, _, _ in self.stored(tensor))
+
+    @property
     def description(self) -> str:
         """For a line on the terminal: "int4 in groups of 32, lm_head too"."""
         groups = f" in groups of {self.group_size}" if self.group_size else ""

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from cleave.errors import ExportError
@@ -69,6 +71,8 @@ class _Rewriter:
         self.quantization = quantization
         self.tensors: list[QuantizedTensor] = []
         self._constants: dict[str, ir.Value] = {}
+        self._layer = ""
+        """What the nodes that are added now are named after."""
 
     def rewrite(self, nodes: Sequence[ir.Node]) -> None:
         """Linear layers of one input, in the order of the graph, become one product and a Split."""
@@ -82,6 +86,7 @@ class _Rewriter:
             order_of(x),
         )
         self.tensors.append(tensor)
+        self._layer = tensor.name.removesuffix(".weight")
         weights = [self._input(*described) for described in self.quantization.stored(tensor)]
         product = (
             self._int8(first, x, weights) if len(weights) == 2 else self._int4(first, x, weights, tensor)
@@ -117,15 +122,17 @@ class _Rewriter:
     def _split(self, before: ir.Node, product: ir.Value, tensor: QuantizedTensor) -> Sequence[ir.Value]:
         sizes = np.array([out for _, out in tensor.members], np.int64)
         split = self._constant(f"split_{'_'.join(map(str, sizes))}", sizes)
-        node = ir.Node("", "Split", [product, split], [ir.AttrInt64("axis", 1)], num_outputs=len(sizes))
+        name, axis = f"{self._layer}/Split", ir.AttrInt64("axis", 1)
+        node = ir.Node("", "Split", [product, split], [axis], num_outputs=len(sizes), name=name)
         self.graph.insert_before(before, node)
-        return node.outputs
+        return list(node.outputs)
 
     def _replace(self, node: ir.Node, result: ir.Value) -> None:
         """Put `result` (plus the bias, if there is one) in the place of a linear layer and its weight."""
         output, weight = node.outputs[0], _given(node, 1)
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         if bias is not None:
+            self._layer = str(weight.name).removesuffix(".weight")
             result = self._add(node, "Add", [result, bias])
         result.shape, result.type = output.shape, output.type
         name = output.name
@@ -139,7 +146,8 @@ class _Rewriter:
         self, before: ir.Node, kind: str, inputs: Sequence[ir.Value], *, domain: str = "", **attributes: int
     ) -> ir.Value:
         attached = [ir.AttrInt64(name, value) for name, value in attributes.items()]
-        node = ir.Node(domain, kind, inputs, attached)
+        node = ir.Node(domain, kind, inputs, attached, name=f"{self._layer}/{kind}")
+        node.outputs[0].name = node.name
         self.graph.insert_before(before, node)
         return node.outputs[0]
 
@@ -148,7 +156,7 @@ class _Rewriter:
         self.graph.inputs.append(value)
         return value
 
-    def _constant(self, name: str, array: np.ndarray) -> ir.Value:  # type: ignore[type-arg]
+    def _constant(self, name: str, array: npt.NDArray[Any]) -> ir.Value:
         if name not in self._constants:
             value = ir.Value(name=name, const_value=ir.Tensor(array, name=name))
             value.shape, value.type = (

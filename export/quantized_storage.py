@@ -43,7 +43,7 @@ def _pack(values: _Bytes) -> _Bytes:
     """Two values a byte along the last axis, the earlier one in the low half; an odd end is filled with 0."""
     if values.shape[1] % 2:
         values = np.pad(values, ((0, 0), (0, 1)))
-    packed: _Bytes = values[:, 0::2] | (values[:, 1::2] << 4)
+    packed: _Bytes = (values[:, 0::2] | (values[:, 1::2] << 4)).astype(np.uint8)
     return packed
 
 

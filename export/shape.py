@@ -11,11 +11,14 @@ from typing import Any
 from cleave.errors import ArtifactError, CheckpointError
 from cleave.export.artifact import WEIGHTS, read_manifest
 from cleave.export.checkpoint import Checkpoint
-from cleave.export.manifest import MANIFEST
-from cleave.export.tensorfile import StoredTensor, read_header
+from cleave.export.manifest import MANIFEST, Manifest
+from cleave.export.quantization import SCALE, Quantization, QuantizedTensor
+from cleave.export.quantized_checkpoint import QuantizedCheckpoint
+from cleave.export.tensorfile import ITEM_BYTES, StoredTensor, read_header
 from cleave.plugins.spec import AttentionSpec
 
 _LM_HEAD = "lm_head.weight"
+_QUANTIZED_COMPUTES_IN = "float32"
 _NOT_WEIGHTS = ("rotary_emb.inv_freq",)
 """Ends of the names of buffers that old checkpoints keep and no graph reads."""
 
@@ -37,6 +40,8 @@ class ModelShape:
     """The attention spec of every layer; that of a checkpoint is without rope, which needs no room."""
     parameters: int
     """Values of all weights, tied ones counted once."""
+    quantized_bytes: int | None = None
+    """All weights of a quantised artifact as they are stored; None: nothing is quantised."""
 
     @classmethod
     def of(cls, folder: Path) -> ModelShape:
@@ -55,37 +60,51 @@ def _of_artifact(folder: Path) -> ModelShape:
     if "batchful" not in manifest.parts or not (folder / WEIGHTS).is_file():
         raise ArtifactError(f"{folder} has no weights yet; export batchful, or give the checkpoint")
     tensors = read_header(folder / WEIGHTS)
+    quantization = manifest.quantization
     return ModelShape(
         source=str(folder),
         architecture=manifest.architecture,
         dtype=manifest.dtype,
         context=manifest.max_position,
         hidden=manifest.hidden_size,
-        intermediate=_intermediate(tensors, manifest.hidden_size),
+        intermediate=_intermediate(_matrices(tensors, quantization), manifest.hidden_size),
         vocab=manifest.vocab_size,
         layers=manifest.layer_specs,
-        parameters=sum(prod(tensor.shape) for tensor in tensors.values()),
+        parameters=_parameters(tensors, manifest),
+        quantized_bytes=sum(tensor.nbytes for tensor in tensors.values()) if quantization else None,
     )
 
 
 def _of_checkpoint(folder: Path) -> ModelShape:
     checkpoint = Checkpoint(folder)
     config = checkpoint.config
-    tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.endswith(_NOT_WEIGHTS)}
+    shapes = {name: shape for name, shape in checkpoint.shapes.items() if not name.endswith(_NOT_WEIGHTS)}
     if config.get("tie_word_embeddings"):
-        tensors.pop(_LM_HEAD, None)
+        shapes.pop(_LM_HEAD, None)
     vocab, hidden = _matrix(checkpoint, "model.embed_tokens.weight")
     return ModelShape(
         source=str(folder),
         architecture=checkpoint.architecture,
-        dtype=checkpoint.dtype,
+        dtype=checkpoint.dtype if checkpoint.ready is None else _QUANTIZED_COMPUTES_IN,
         context=_number(checkpoint, "max_position_embeddings"),
         hidden=hidden,
-        intermediate=_intermediate(tensors, hidden),
+        intermediate=_intermediate(shapes, hidden),
         vocab=vocab,
         layers=tuple(_layer_spec(checkpoint, layer) for layer in range(checkpoint.layers)),
-        parameters=sum(prod(tensor.shape) for tensor in tensors.values()),
+        parameters=sum(map(prod, shapes.values())),
+        quantized_bytes=_packed_bytes(checkpoint.ready, shapes) if checkpoint.ready else None,
     )
+
+
+def _packed_bytes(ready: QuantizedCheckpoint, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """What the artifact of a quantised checkpoint will take: what is not packed is in float32 there."""
+    plain = sum(prod(shape) for name, shape in shapes.items() if name not in ready.shapes)
+    how = Quantization(ready.method, ready.group_size)
+    packed = 0
+    for name, (out, inputs) in ready.shapes.items():
+        stored = how.stored(QuantizedTensor(name, ((name, out),), inputs))
+        packed += sum(ITEM_BYTES[dtype] * prod(shape) for _, dtype, shape in stored)
+    return ITEM_BYTES["F32"] * plain + packed
 
 
 def _layer_spec(checkpoint: Checkpoint, layer: int) -> AttentionSpec:
@@ -118,14 +137,34 @@ def _window(config: Mapping[str, Any], layer: int) -> int | None:
     return window if config.get("model_type") == "mistral" else None
 
 
-def _intermediate(tensors: Mapping[str, StoredTensor], hidden: int) -> int:
+def _matrices(
+    tensors: Mapping[str, StoredTensor], quantization: Quantization | None
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of an artifact's weights as the checkpoint had them, [out, in]."""
+    stored = set(quantization.stored_names) if quantization else set()
+    shapes = {name: tensor.shape for name, tensor in tensors.items() if name not in stored}
+    for tensor in quantization.tensors if quantization else ():
+        is_head = tensor.name == _LM_HEAD
+        shapes |= {_LM_HEAD if is_head else name: (out, tensor.inputs) for name, out in tensor.members}
+    return shapes
+
+
+def _parameters(tensors: Mapping[str, StoredTensor], manifest: Manifest) -> int:
+    shapes = _matrices(tensors, manifest.quantization)
+    shapes.pop(manifest.embedding + SCALE, None)
+    if manifest.config.get("tie_word_embeddings"):
+        shapes.pop(_LM_HEAD, None)
+    return sum(map(prod, shapes.values()))
+
+
+def _intermediate(shapes: Mapping[str, tuple[int, ...]], hidden: int) -> int:
     """Width of the MLP: the most rows of one of its matrices."""
-    rows = [tensor.shape[0] for name, tensor in tensors.items() if ".mlp." in name and tensor.shape]
+    rows = [shape[0] for name, shape in shapes.items() if ".mlp." in name and shape]
     return max(rows, default=hidden)
 
 
 def _matrix(checkpoint: Checkpoint, name: str) -> tuple[int, int]:
-    shape = checkpoint.tensor(name).shape
+    shape = checkpoint.shapes.get(name) or checkpoint.tensor(name).shape
     if len(shape) != 2:
         raise CheckpointError(f"{name} of {checkpoint.folder} is {list(shape)}; a matrix was expected")
     return shape[0], shape[1]

@@ -93,17 +93,22 @@ def plan_memory(
     max_model_len: int,
     page_size: int = 16,
     step: StepSize | None = None,
+    quantized_bytes: int | None = None,
 ) -> MemoryPlan:
     """The plan for a model whose weights, activations and KV cache are all kept in `dtype`.
 
-    `memory` is in bytes, `parameters` and the widths in values; `specs` has one entry for each layer.
+    `quantized_bytes` is what the weights take instead where they are quantised; gate and up, as q, k and v,
+    are then one product that is split. `memory` is in bytes, `parameters` and the widths in values;
+    `specs` has one entry for each layer.
     """
     item = ITEM_BYTES[dtype]
     step = step or StepSize()
     return MemoryPlan(
         memory=memory,
-        weights=parameters * item,
-        activations=_activations(specs, hidden, intermediate, vocab, item, step),
+        weights=parameters * item if quantized_bytes is None else quantized_bytes,
+        activations=_activations(
+            specs, hidden, intermediate, vocab, item, step, is_joined=quantized_bytes is not None
+        ),
         page_bytes=page_bytes(specs, page_size, item),
         page_size=page_size,
         max_model_len=max_model_len,
@@ -111,14 +116,24 @@ def plan_memory(
 
 
 def _activations(
-    specs: Sequence[AttentionSpec], hidden: int, intermediate: int, vocab: int, item: int, step: StepSize
+    specs: Sequence[AttentionSpec],
+    hidden: int,
+    intermediate: int,
+    vocab: int,
+    item: int,
+    step: StepSize,
+    *,
+    is_joined: bool,
 ) -> int:
     """What a step keeps at most: buffers at the cut, the inside of one MLP, and the logits.
 
     At the cut: the embeddings, the residual stream twice (a piece reads one and writes the other), a
-    normed copy, q, k, v and attention's output. In the MLP: gate, up and their product.
+    normed copy, q, k, v and attention's output. In the MLP: gate, up and their product. Where layers that
+    read one input are joined, also what is split into them, and the input as integers.
     """
     widest = max(spec.q_size + spec.kv_size for spec in specs)
     row = 4 * hidden + 2 * widest + 3 * intermediate
+    if is_joined:
+        row += 2 * hidden + 2 * widest + 2 * intermediate
     rows = min(step.max_tokens, step.max_sequences)
     return step.max_tokens * row * item + rows * (vocab * _LOGIT_BYTES + hidden * item)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -56,6 +57,26 @@ def artifact(
             export(ExportRequest(str(checkpoint(variant)), folder, check=False))
             made[variant] = folder
         return made[variant]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def quantized_artifact(
+    checkpoint: Callable[[str], Path], demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """The artifact of a variant, or of "demo", with options of `ExportRequest`. Read it, do not change it."""
+    made: dict[tuple[object, ...], Path] = {}
+
+    def get(variant: str, **options: Any) -> Path:
+        key = (variant, *sorted(options.items()))
+        if key not in made:
+            folder = tmp_path_factory.mktemp(f"{variant}_quantized")
+            source = demo_checkpoint if variant == "demo" else checkpoint(variant)
+            # Random weights stand no rounding; `tests/export/test_quality.py` has the gate.
+            export(ExportRequest(str(source), folder, check=False, quality=False, **options))
+            made[key] = folder
+        return made[key]
 
     return get
 

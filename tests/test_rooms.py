@@ -59,8 +59,11 @@ class Import:
 
 def modules() -> Iterator[tuple[str, Path]]:
     """Every module of the package by its name."""
-    for path in sorted((REPOSITORY / "cleave").glob("*.py")):
-        yield f"cleave.{path.stem}", path
+    for path in sorted(
+        [*(REPOSITORY / "cleave").glob("*.py"), *(REPOSITORY / "cleave" / "crew").glob("*.py")]
+    ):
+        dotted = ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
+        yield dotted.removesuffix(".__init__") if path.parent.name == "crew" else dotted, path
     for room in ROOMS:
         for path in sorted((REPOSITORY / room).rglob("*.py")):
             dotted = ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
@@ -181,7 +184,16 @@ def test_serving_never_gets_to_what_only_the_export_needs(module: str) -> None:
 
 def test_the_reading_of_an_artifact_needs_few_modules_of_the_export() -> None:
     needed = {name for name in reached("cleave.runtime.llm") if name.startswith("cleave.export.")}
-    few = ("artifact", "external", "manifest", "pieces", "shape", "tensorfile")
+    few = (
+        "artifact",
+        "external",
+        "manifest",
+        "pieces",
+        "quantization",
+        "quantized",
+        "shape",
+        "tensorfile",
+    )
     assert needed <= {f"cleave.export.{name}" for name in few}
 
 

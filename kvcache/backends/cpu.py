@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
-from cleave.crew import Crew, make_crew
+from cleave.crew.crew import Crew, make_crew
 from cleave.errors import AttentionError
 from cleave.kvcache.backend import CacheShape
 from cleave.kvcache.backends import cpu_kernel
@@ -81,7 +81,8 @@ class CpuBackend:
     def plan(self, step: StepPlan) -> None:
         """Cut the step into items, and the items into parts of about equal cost, for each kind of layer."""
         work = {
-            key: cut(step, kind.spec, cpu_kernel.TILE, self._crew.threads) for key, kind in self._kinds.items()
+            key: cut(step, kind.spec, cpu_kernel.TILE, self._crew.threads)
+            for key, kind in self._kinds.items()
         }
         for key, kind in self._kinds.items():
             _write_step(kind.step, work[key])

@@ -196,7 +196,10 @@ def _compile(source_digest: int) -> tuple[Any, Any, Any]:
         page_table = numba.carray(int32_at(step.page_table), (step.chunks, step.pages))
         items = numba.carray(int64_at(step.items), (step.count, 4))
         bounds = numba.carray(int64_at(step.bounds), (part + 2,))
-        keys, values = numba.carray(float32_at(layer.keys), (1,)), numba.carray(float32_at(layer.values), (1,))
+        keys, values = (
+            numba.carray(float32_at(layer.keys), (1,)),
+            numba.carray(float32_at(layer.values), (1,)),
+        )
         share = heads // kv_heads
         width = (head_dim + LANES - 1) // LANES * LANES
         page_groups = page_size // LANES

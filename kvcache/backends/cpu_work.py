@@ -61,7 +61,9 @@ def cut(step: StepPlan, spec: AttentionSpec, tile: int, threads: int) -> Work:
         "items": items,
         "bounds": bounds,
     }
-    append_parts = max(1, min(step.tokens * spec.kv_size // APPEND, step.tokens, threads)) if threads > 1 else 1
+    append_parts = (
+        max(1, min(step.tokens * spec.kv_size // APPEND, step.tokens, threads)) if threads > 1 else 1
+    )
     return Work(step.tokens, arrays, len(bounds) - 1, append_parts)
 
 

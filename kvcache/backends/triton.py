@@ -12,15 +12,15 @@ from cleave.errors import AttentionError, MissingPackage
 from cleave.kvcache.backend import CacheShape
 from cleave.kvcache.backends.triton_tuning import Tuning, tune
 from cleave.kvcache.backends.triton_work import ITEM, TILE, Kind
-from cleave.kvcache.spec import AttentionSpec
 from cleave.kvcache.step import StepPlan
 
 try:
     import torch
 
+    from cleave.kvcache.backends.device_tensors import check_tensors
     from cleave.kvcache.backends.triton_buffer import Sections, StepBuffer, aligned
     from cleave.kvcache.backends.triton_decode import decode_kernel
-    from cleave.kvcache.backends.triton_device import resources, starts_early, usable
+    from cleave.kvcache.backends.triton_device import resources, usable
     from cleave.kvcache.backends.triton_layer import Layer, full_tables, make_layer
     from cleave.kvcache.backends.triton_prefill import append_kernel, prefill_kernel
 except ImportError as error:
@@ -165,7 +165,7 @@ class TritonBackend:
         if step is None:
             raise AttentionError("no step is planned; call plan(step) before run(layer, ...)")
         own = self._layers[layer]
-        self._check(own.spec, step.rows, q, k, v, out)
+        check_tensors(own.spec, step.rows, self._dtype, self._device, q, k, v, out)
         programs = step.kinds[own.kind]
         kv_heads = own.spec.kv_heads
         cache = (own.keys, own.values, own.cos, own.sin)
@@ -251,31 +251,7 @@ class TritonBackend:
                 tuning,
                 self._dtype,
                 *tables[spec.rope],
-                early=starts_early(device),
                 deterministic=self._deterministic,
             )
             for spec, number, tuning in zip(shape.specs, kind_of_layer, tunings, strict=True)
         ]
-
-    def _check(self, spec: AttentionSpec, rows: int, q: Any, k: Any, v: Any, out: Any) -> None:
-        count = len(q)
-        for name, tensor, columns in (
-            ("q", q, spec.q_size),
-            ("k", k, spec.kv_size),
-            ("v", v, spec.kv_size),
-            ("out", out, spec.q_size),
-        ):
-            if (
-                tensor.shape == (count, columns)
-                and count >= rows
-                and tensor.dtype == self._dtype
-                and tensor.device.type == self._device.type
-                and tensor.stride(1) == 1
-            ):
-                continue
-            raise AttentionError(
-                f"{name} is {tensor.dtype} {list(tensor.shape)} on {tensor.device}; it must be {self._dtype} "
-                f"on {self._device}, of {rows} rows or more, as many as q, and {columns} columns"
-            )
-        if not out.is_contiguous():
-            raise AttentionError("out is not contiguous; it must be, since its rows are written as one block")

@@ -2,7 +2,6 @@
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from cleave.kvcache.backends.triton_attend import LOWEST, angles, attend, capped, rotated
 
@@ -43,24 +42,6 @@ def fold(
 
 
 @triton.jit
-def fetch(
-    begin, end, keys, values, pages, kv_head, KV_HEADS: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr,
-    BLOCK_D: tl.constexpr, KEYS: tl.constexpr,
-):  # fmt: skip
-    """Have the first KEYS keys of a span, and their values, brought into the GPU's cache."""
-    LINE: tl.constexpr = min(BLOCK_D, 1024 // keys.dtype.element_ty.primitive_bitwidth)
-    LINES: tl.constexpr = BLOCK_D // LINE
-    line = tl.arange(0, KEYS * LINES)
-    n = tl.maximum(tl.minimum(begin + line // LINES, end - 1), 0)
-    page = tl.load(pages + n // PAGE).to(tl.int64)
-    at = ((page * KV_HEADS + kv_head) * PAGE + n % PAGE) * D + tl.minimum(line % LINES * LINE, D - 1)
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; prefetch.global.L2 [$2]; mov.u32 $0, 0;", "=r,l,l",
-        [(keys + at).to(tl.int64), (values + at).to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
-
-
-@triton.jit
 def item_of(items, number, room):
     """What item `number` says, of a list that has room for `room`."""
     at = items + tl.minimum(number, room - 1) * 8
@@ -78,7 +59,7 @@ def decode_kernel(
     PAGE: tl.constexpr, SCALE: tl.constexpr, UNIT: tl.constexpr, SOFTCAP: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
     WIDEN: tl.constexpr, FOLD: tl.constexpr, FOLD_ROWS: tl.constexpr,
-    MANY: tl.constexpr, EARLY: tl.constexpr, FETCH: tl.constexpr,
+    MANY: tl.constexpr,
 ):  # fmt: skip
     """A span of one sequence's history, for one token and one KV head; items [room, 8] int32.
 
@@ -86,9 +67,6 @@ def decode_kernel(
     last span also appends the token itself, whose key and value it takes from k and v. Of the programs
     that share a row, the one that ends last adds up what all have left in `sums`, in the order of the
     spans, whoever it is. Rows of out from `tokens` to `rows` are cleared.
-
-    EARLY: the kernel was launched before the last one ended. Until it has, nothing of its is read and
-    nothing is written; the numbers of the step and the history are older, and FETCH keys are on their way.
     """
     kv_head = tl.program_id(0)
     number = tl.program_id(1)
@@ -102,11 +80,6 @@ def decode_kernel(
     inside = m < GROUP
     head = kv_head * GROUP + m
     mask = inside[:, None] & (d < D)[None, :]
-    if EARLY:
-        if number < used:
-            fetch(begin, end, keys, values, pages + table, kv_head, KV_HEADS, D, PAGE, BLOCK_D, FETCH)
-        gdc_wait()
-        gdc_launch_dependents()
     if spare:
         at = (number.to(tl.int64) * WIDTH + head * D)[:, None] + d[None, :]
         tl.store(out + at, tl.zeros([BLOCK_M, BLOCK_D], out.dtype.element_ty), mask=mask)

@@ -46,7 +46,6 @@ def make_layer(
     cos: Tensor,
     sin: Tensor,
     *,
-    early: bool,
     deterministic: bool,
 ) -> Layer:
     """Allocate the pages of a layer, on the device of its tables. Raises torch.OutOfMemoryError."""
@@ -73,7 +72,7 @@ def make_layer(
         cos,
         sin,
         cache | rope | {"BLOCK_M": append.rows, "SHARES": tuning.shares, "num_warps": append.warps},
-        attention | rope | fold | _blocks(decode) | {"MANY": deterministic} | _start(tuning, is_early=early),
+        attention | rope | fold | _blocks(decode) | {"MANY": deterministic},
         attention | {"WINDOW": spec.window or 0, "ALL_MASKED": deterministic} | _blocks(prefill),
     )
 
@@ -94,11 +93,6 @@ def _scores(spec: AttentionSpec) -> dict[str, Any]:
     if spec.scale > 0:
         return {"SCALE": 1.0, "SOFTCAP": False, "UNIT": spec.scale * to_base_2}
     return {"SCALE": spec.scale * to_base_2, "SOFTCAP": False, "UNIT": 1.0}
-
-
-def _start(tuning: Tuning, *, is_early: bool) -> dict[str, Any]:
-    """Of the decode kernel, which may start before the kernel before it has ended."""
-    return {"EARLY": is_early, "FETCH": tuning.fetch} | ({"launch_pdl": True} if is_early else {})
 
 
 def _blocks(blocks: Blocks) -> dict[str, Any]:

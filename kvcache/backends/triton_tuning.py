@@ -37,8 +37,6 @@ class Tuning:
     """Programs of the append kernel that share the heads of a row."""
     fold: int
     """Records that the decode kernel adds up at once."""
-    fetch: int
-    """Keys of a span that it asks for before the kernel before it has ended."""
 
 
 def tune(spec: AttentionSpec, item_bytes: int, processors: int, shared_memory: int) -> Tuning:
@@ -70,7 +68,6 @@ def tune(spec: AttentionSpec, item_bytes: int, processors: int, shared_memory: i
         programs=4 * processors,
         shares=min(8, spec.kv_heads),
         fold=32,
-        fetch=64,
     )
 
 

@@ -21,6 +21,8 @@ of the span, number of the span, spans of the row, and where the row's records b
 TILE = 4
 """Numbers of a prefill tile: first row, rows, position of the first row, offset of its page table."""
 
+LEAST_SPAN = 64
+"""Keys of a span, at least: shorter ones take longer to be added up than they save."""
 FIXED_SPAN = 256
 FIXED_SPANS = 8
 """Where results must not depend on the batch, a row has one span for every FIXED_SPAN tokens of its
@@ -111,5 +113,5 @@ class Kind:
         if self.deterministic:
             span = -(-length // np.clip(-(-length // FIXED_SPAN), 1, FIXED_SPANS))
         else:
-            span = np.full_like(length, -(-int(length.sum()) // self.extra))
+            span = np.full_like(length, max(-(-int(length.sum()) // self.extra), LEAST_SPAN))
         return np.maximum(-(-span // self.block), 1) * self.block

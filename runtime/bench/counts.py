@@ -14,8 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from cleave.export.artifact import Artifact
+from cleave.export.manifest import Manifest
 from cleave.kvcache.spec import AttentionSpec
 from cleave.kvcache.step import Chunk
+
+_SCALE_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +58,36 @@ class ModelShape:
     """Parameters of norms and biases."""
     specs: tuple[AttentionSpec, ...]
     """The attention spec of every layer."""
+    quantized: int = 0
+    """Of the parameters of linear layers and lm_head, those that are quantised."""
+    quantized_bytes: int = 0
+    """What these take, scales and zero points included."""
+    embedding_row_bytes: int | None = None
+    """Of one row of a quantised embedding; None: it is in floats as the other weights."""
 
     @classmethod
     def of(cls, artifact: Artifact) -> ModelShape:
         """The shape of an artifact, from the tensors it stores."""
         manifest = artifact.manifest
+        quantization = manifest.quantization
+        tensors = quantization.tensors if quantization else ()
+        stored = set(quantization.stored_names) if quantization else set()
         apart = {manifest.embedding, "lm_head.weight"}
-        sizes = {name: tensor.shape for name, tensor in artifact.tensors.items() if name not in apart}
+        sizes = {
+            name: tensor.shape
+            for name, tensor in artifact.tensors.items()
+            if name not in stored and not name.startswith(tuple(apart))
+        }
         return cls(
             hidden=manifest.hidden_size,
             vocab=manifest.vocab_size,
-            linear=sum(shape[0] * shape[1] for shape in sizes.values() if len(shape) == 2),
+            linear=sum(shape[0] * shape[1] for shape in sizes.values() if len(shape) == 2)
+            + sum(tensor.out * tensor.inputs for tensor in tensors if tensor.name not in apart),
             vectors=sum(shape[0] for shape in sizes.values() if len(shape) == 1),
             specs=manifest.layer_specs,
+            quantized=sum(tensor.out * tensor.inputs for tensor in tensors),
+            quantized_bytes=sum(artifact.tensors[name].nbytes for name in stored),
+            embedding_row_bytes=_row_bytes(manifest),
         )
 
     @classmethod
@@ -83,23 +103,33 @@ class ModelShape:
         """Parameters that every step reads: all but the embedding, of which only rows are read."""
         return self.linear + self.vectors + self.vocab * self.hidden
 
+    def step_weight_bytes(self, weight_item: int) -> int:
+        """Bytes of what every step reads, those that are not quantised with `weight_item` each."""
+        return self.quantized_bytes + (self.step_parameters - self.quantized) * weight_item
+
     def work(self, step: Sequence[Chunk], rows: int, *, weight_item: int, kv_item: int) -> Work:
         """The work of one step, with logits for `rows` of its tokens.
 
-        `weight_item` and `kv_item` are the bytes of one weight and of one cached value.
+        `weight_item` and `kv_item` are the bytes of one weight that is not quantised and of one cached value.
         """
         tokens = sum(chunk.count for chunk in step)
         attention = sum(4 * spec.q_size * _pairs(chunk, spec.window) for spec in self.specs for chunk in step)
         history = sum(
             2 * spec.kv_size * _history(chunk, spec.window) for spec in self.specs for chunk in step
         )
+        row = self.hidden * weight_item if self.embedding_row_bytes is None else self.embedding_row_bytes
         new = sum(2 * spec.kv_size for spec in self.specs) * tokens
         return Work(
-            weight_bytes=(self.step_parameters + tokens * self.hidden) * weight_item,
+            weight_bytes=self.step_weight_bytes(weight_item) + tokens * row,
             kv_read_bytes=history * kv_item,
             kv_written_bytes=new * kv_item,
             operations=2 * self.linear * tokens + 2 * self.vocab * self.hidden * rows + attention,
         )
+
+
+def _row_bytes(manifest: Manifest) -> int | None:
+    quantization = manifest.quantization
+    return manifest.hidden_size + _SCALE_BYTES if quantization and quantization.embedding else None
 
 
 def total(works: Iterable[Work]) -> Work:

@@ -56,4 +56,6 @@ def _too_much(batch: int, prompt: int, output: int, needed: int, room: int, page
 
 def _weight_bytes(artifact: Artifact, item_bytes: int) -> int:
     stored = sum(tensor.nbytes for tensor in artifact.tensors.values())
+    if artifact.manifest.quantization is not None:
+        return stored
     return stored * item_bytes // ITEM_BYTES[artifact.manifest.dtype]

@@ -120,11 +120,13 @@ def model_figures(artifact: Artifact, model: Model, threads: int) -> dict[str, A
     """What was measured: the model and how it ran."""
     shape = ModelShape.of(artifact)
     dtype = model.engine.dtype
+    quantization = artifact.manifest.quantization
     return {
         "model": artifact.manifest.architecture,
         "source": Path(artifact.manifest.source).name,
         "step_parameters": shape.step_parameters,
-        "weight_bytes": shape.step_parameters * ITEM_BYTES[dtype],
+        "weight_bytes": shape.step_weight_bytes(ITEM_BYTES[dtype]),
+        "quantization": quantization.description if quantization else None,
         "last_level_cache_bytes": last_level_cache(),
         "engine": model.engine.kind,
         "attention": model.attention_backend,

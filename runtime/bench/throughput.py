@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -177,5 +177,5 @@ def least_work(shape: ModelShape, completions: Sequence[Completion], steps: int,
         chunks = [Chunk(0, cached, prompt - cached)]
         chunks += [Chunk(0, prompt + index, 1) for index in range(len(completion.token_ids) - 1)]
         for chunk in chunks:
-            work += shape.work([chunk], 1, weight_item=0, kv_item=item)
-    return work + Work(weight_bytes=steps * shape.step_parameters * item)
+            work += replace(shape.work([chunk], 1, weight_item=item, kv_item=item), weight_bytes=0)
+    return work + Work(weight_bytes=steps * shape.step_weight_bytes(item))

@@ -9,9 +9,11 @@ import numpy as np
 from cleave.errors import CompareError
 from cleave.runtime.compare.trace import Array, Place, Trace, places
 
-TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 4e-2}
-"""Largest error at a place, by the engine's dtype. float32: a sound engine shows about 1e-6, a weight
-that is 2 % off about 1e-2. The other two are a few units in the last place (2^-10 and 2^-7)."""
+TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 4e-2, "int8": 8e-2, "int4": 8e-2}
+"""Largest error at a place, by the engine's dtype, or how the artifact is quantised: then activations are
+rounded to 8 bits, and a piece's linear layers add up to a few percent. float32: a sound engine shows about
+1e-6, a weight that is 2 % off about 1e-2. float16 and bfloat16: a few units in the last place (2^-10 and
+2^-7)."""
 END_TO_END = 10
 """How many times the tolerance the logits may be off after all layers have added to the error."""
 _LEAST_UPDATE = 0.1

@@ -12,6 +12,8 @@ import psutil
 
 from cleave.errors import CompareError, MissingPackage
 from cleave.export.artifact import Artifact
+from cleave.export.dequantized import use_dequantized
+from cleave.export.shape import ModelShape
 from cleave.runtime.compare.trace import Place, Trace
 
 
@@ -19,8 +21,9 @@ def trace_transformers(checkpoint: Path, artifact: Artifact, tokens: Sequence[in
     """What crosses every cut while transformers reads the tokens.
 
     The weights are rounded to the artifact's dtype and then widened, as a float32 engine does with the
-    artifact's. Raises CompareError for a checkpoint that is not one or is of another shape, or that does
-    not fit the memory; MissingPackage where transformers is not installed.
+    artifact's; where the artifact is quantised, they are what its integers stand for. Raises
+    CompareError for a checkpoint that is not one or is of another shape, or that does not fit the memory;
+    MissingPackage where transformers is not installed.
     """
     try:
         import torch
@@ -32,6 +35,8 @@ def trace_transformers(checkpoint: Path, artifact: Artifact, tokens: Sequence[in
     if not (checkpoint / "config.json").is_file():
         raise CompareError(f"{checkpoint} is not a checkpoint: it has no config.json")
     config = transformers.AutoConfig.from_pretrained(checkpoint, local_files_only=True)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # the artifact has its matrices; they are put in their places below
     _check_shape(config, artifact, checkpoint)
     _check_memory(artifact)
     config.num_hidden_layers = manifest.num_layers
@@ -46,6 +51,7 @@ def trace_transformers(checkpoint: Path, artifact: Artifact, tokens: Sequence[in
             local_files_only=True,
         )
     model = model.float().eval()
+    use_dequantized(model, artifact)
     watcher = _Watcher(Trace(manifest.num_layers, len(tokens)))
     with watcher.watching(model), torch.no_grad():
         logits = model(torch.tensor([list(tokens)]), use_cache=False).logits[0]
@@ -66,8 +72,7 @@ def _check_shape(config: Any, artifact: Artifact, checkpoint: Path) -> None:
 
 
 def _check_memory(artifact: Artifact) -> None:
-    values = sum(tensor.nbytes for tensor in artifact.tensors.values())
-    needed = values * (4 if artifact.manifest.dtype == "float32" else 8) // 4
+    needed = 4 * ModelShape.of(artifact.folder).parameters
     free = psutil.virtual_memory().available
     if needed > free:
         raise CompareError(

@@ -53,23 +53,24 @@ def compare_all(
 ) -> Iterator[Comparison]:
     """Compare every variant with transformers, or without a checkpoint with the first variant.
 
-    One model is in memory at a time. `tolerance` None: by the engine's dtype. Raises what loading raises,
-    and what `trace_transformers` does.
+    One model is in memory at a time. `tolerance` None: by the engine's dtype, or by how the artifact is
+    quantised. Raises what loading raises, and what `trace_transformers` does.
     """
-    layers = artifact.manifest.num_layers
+    layers, quantization = artifact.manifest.num_layers, artifact.manifest.quantization
     reference: tuple[str, Trace] | None = None
     if checkpoint is not None:
         reference = "transformers", trace_transformers(checkpoint, artifact, tokens)
     for variant in variants:
         model = variant.load(len(tokens))
         try:
-            allowed = tolerance_of(model.engine.dtype, tolerance)
+            kind = quantization.method if quantization else model.engine.dtype
+            allowed = tolerance_of(kind, tolerance)
             free = trace_engine(model, layers, tokens)
             if reference is None:
                 reference = variant.name, free
                 continue
             name, truth = reference
             forced = trace_engine(model, layers, tokens, truth)
-            yield compare_traces(truth, forced, free, (variant.name, name), model.engine.dtype, allowed)
+            yield compare_traces(truth, forced, free, (variant.name, name), kind, allowed)
         finally:
             model.close()

@@ -103,6 +103,7 @@ def builder_of(
     builder = engine_builder(kind, artifact, engine_options(kind, chosen, length, compute_capability))
     if builder is None:
         raise EngineError(
-            f"the engine {kind} has no build step: it is made when the model is loaded; just run it"
+            f"the engine {kind} has no build step for {artifact.folder}: it is made when the model is "
+            "loaded; just run it"
         )
     return builder

@@ -258,7 +258,7 @@ def create_engine(
 
 
 def engine_builder(kind: str, artifact: Artifact, options: EngineOptions) -> EngineBuilder | None:
-    """What builds engines of a kind ahead of time; None for a kind that has nothing to build.
+    """What builds engines of a kind ahead of time; None where there is nothing to build.
 
     Raises EngineError for an unknown kind or for options that it cannot build for, MissingPackage where its
     package is not installed.
@@ -266,7 +266,9 @@ def engine_builder(kind: str, artifact: Artifact, options: EngineOptions) -> Eng
     entry = _entry(kind)
     _check_deterministic(kind, options)
     _check_quantization(kind, artifact)
-    if entry.builder is None:
+    quantization = artifact.manifest.quantization
+    # ONNX Runtime 1.31.1 computes other values with weights of MatMulNBits that it packed into a file.
+    if entry.builder is None or (quantization is not None and quantization.method == "int4"):
         return None
     module, _, name = entry.builder.partition(":")
     builder: EngineBuilder = _load(kind, module, name)(artifact, options)

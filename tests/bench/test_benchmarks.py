@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import importlib.metadata
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
 
 REPOSITORY = Path(__file__).parent.parent.parent
 PEERS = {
@@ -17,17 +22,14 @@ PEERS = {
 }
 
 
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "benchmarks" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def scripts(monkeypatch: pytest.MonkeyPatch, name: str) -> ModuleType:
+    """A script, which finds the others of its folder."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    return importlib.import_module(name)
 
 
-def test_docs_benchmarks_is_what_the_generator_makes_of_the_results() -> None:
-    report = script("report")
+def test_docs_benchmarks_is_what_the_generator_makes_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = scripts(monkeypatch, "report")
     assert report.REPORT.read_text("utf-8") == report.render(), "run: make report"
 
 
@@ -51,3 +53,96 @@ def _installed(package: str) -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
+
+
+def side(program: str, weights: str) -> dict[str, Any]:
+    return {"program": program, "weights": weights, "item_bytes": 4}
+
+
+def speeds(phase: str, batch: int, *tokens_per_s: float) -> dict[str, Any]:
+    sides = [{"tokens_per_s": speed, "percent_of_bandwidth": speed / 100} for speed in tokens_per_s]
+    return {"phase": phase, "batch": batch, "sides": sides}
+
+
+def test_goals_are_held_against_the_best_of_the_peers_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    goals = scripts(monkeypatch, "goals")
+    transformers = {
+        "peer": "transformers",
+        "shape": "135m",
+        "sides": [
+            side("Cleave", "int8"),
+            side("transformers", "float32"),
+            side("transformers", "bfloat16"),
+        ],
+        "rows": [
+            speeds("prefill", 1, 100, 400, 99),
+            speeds("decode", 1, 300, 100, 101),
+            speeds("decode", 8, 1200, 400, 200),
+        ],
+    }
+    found = {
+        (item.against, item.what): (round(item.value, 2), item.is_met) for item in goals.found([transformers])
+    }
+    assert found == {
+        ("transformers float32 or bfloat16", "decode, batch 1"): (2.97, False),
+        ("transformers float32 or bfloat16", "decode, batch 8"): (3.0, True),
+        ("transformers bfloat16", "prefill, batch 1"): (1.01, True),
+        ("its own batch of 1", "decode, batch 8 over batch 1"): (4.0, True),
+    }
+
+
+def test_the_share_of_the_bandwidth_is_a_goal_of_the_large_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    goals = scripts(monkeypatch, "goals")
+    sides = [side("Cleave", "float32"), side("onnxruntime-genai", "fp32")]
+    result = {"peer": "onnxruntime_genai", "sides": sides, "rows": [speeds("decode", 1, 8010, 8000)]}
+    small, large = ({**result, "shape": shape} for shape in ("135m", "1b"))
+    assert [item.shape for item in goals.found([small, large]) if item.unit == "%"] == ["1b"]
+    (share,) = (item for item in goals.found([large]) if item.unit == "%")
+    assert share.value == pytest.approx(80.1)
+    assert share.is_met
+
+
+def test_what_was_made_halfway_is_made_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    files = scripts(monkeypatch, "workshop").Workshop(tmp_path, "135m")
+
+    def fail(path: Path) -> None:
+        path.write_text("half")
+        raise OSError
+
+    with pytest.raises(OSError):
+        files.kept("a", fail)
+    assert files.kept("a", lambda path: path.write_text("whole")).read_text() == "whole"
+    assert files.kept("a", fail).read_text() == "whole"
+
+
+def test_a_pair_is_measured_again_only_by_other_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bench = scripts(monkeypatch, "bench_cpu")
+    monkeypatch.setattr(bench, "RESULTS", tmp_path)
+    (tmp_path / "vs_a.json").write_text("{}")
+    done = bench._Done(tmp_path)
+    assert "vs_a" not in done
+    done.add("vs_a")
+    assert "vs_a" in bench._Done(tmp_path)
+    monkeypatch.setattr(bench, "sources", lambda *rooms: "other code")
+    assert "vs_a" not in bench._Done(tmp_path)
+
+
+@pytest.mark.parametrize("weights", ["F32", "F16", "Q8_0", "Q4_0"])
+def test_llama_cpp_reads_the_gguf_and_generates_the_demos_answer(
+    weights: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """llama.cpp itself says whether the file holds the checkpoint: names, order of q and k, blocks."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    pytest.importorskip("gguf")
+    if weights.startswith("Q") and b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info():
+        pytest.skip("llama.cpp's AMX kernels crash on quantised weights: ggml-org/llama.cpp#20824")
+    peer = scripts(monkeypatch, "vs_llama_cpp")
+    files = sys.modules["workshop"].Workshop(tmp_path, "demo")
+    arguments = argparse.Namespace(prompt=16, output=8, threads=1)
+    engine = peer.LlamaCpp(weights, files, arguments, 2)
+    tokenizer = Tokenizer.from_file(str(files.checkpoint() / "tokenizer.json"))
+    prompt = [0, *tokenizer.encode("The capital of France is", add_special_tokens=False).ids]
+    answers = engine.generate([prompt, prompt], 2)
+    engine.close()
+    assert answers[0] == answers[1]
+    assert tokenizer.decode(answers[0]).strip().startswith("Paris")

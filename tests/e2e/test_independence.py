@@ -6,14 +6,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
+from together import run_together
 
-from cleave.kvcache.step import Chunk
 from cleave.runtime.model import Model
 from cleave.runtime.model_options import ModelOptions
-
-Logits = npt.NDArray[np.float32]
 
 
 @pytest.fixture(scope="module", params=["demo", "qwen2_mixed_windows", "qwen3"])
@@ -30,31 +27,6 @@ def model(
 def prompts(model: Model) -> list[list[int]]:
     generator = np.random.default_rng(0)
     return [generator.integers(0, 256, length).tolist() for length in [130, *generator.integers(1, 60, 31)]]
-
-
-def run_together(model: Model, prompts: list[list[int]], chunk: int) -> list[Logits]:
-    """Logits of every token of every prompt, all prompts advancing by `chunk` tokens a step."""
-    server = model.attention
-    logits: list[list[Logits]] = [[] for _ in prompts]
-    for sequence in range(len(prompts)):
-        server.open(sequence)
-    for start in range(0, max(map(len, prompts)), chunk):
-        step = [
-            Chunk(sequence, start, min(chunk, len(prompt) - start))
-            for sequence, prompt in enumerate(prompts)
-            if start < len(prompt)
-        ]
-        tokens = np.array([token for part in step for token in prompts[part.sequence][start : start + chunk]])
-        server.plan(step)
-        results = model.engine.run(tokens, np.arange(len(tokens)), server).copy()
-        server.commit()
-        for part, rows in zip(
-            step, np.split(results, np.cumsum([part.count for part in step])[:-1]), strict=True
-        ):
-            logits[part.sequence].append(rows)
-    for sequence in range(len(prompts)):
-        server.close(sequence)
-    return [np.concatenate(parts) for parts in logits]
 
 
 def test_logits_are_the_same_alone_and_in_a_batch_of_32(model: Model, prompts: list[list[int]]) -> None:

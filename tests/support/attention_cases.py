@@ -27,7 +27,7 @@ from cleave.kvcache.step import Chunk
 MAX_POSITION = 512
 GPU = "cuda" if torch.cuda.is_available() else "cpu"
 """Where the backends for GPUs run; on the CPU in Triton's interpreter (see conftest.py)."""
-
+ON_GPU = ("triton", "flashinfer")
 
 HALVES = {"float32": 3e-5, "float16": 4e-3, "bfloat16": 4e-2}
 """dtype -> tolerance of results in it, absolute and relative."""
@@ -48,7 +48,7 @@ def options(backend: str, specs: tuple[AttentionSpec, ...]) -> dict[str, Any]:
     if backend == "onnx":
         graphs = {spec: tuple(map(serialized, batchless_graphs(spec))) for spec in set(specs)}
         return {"graphs": [graphs[spec] for spec in specs], "threads": 1}
-    if backend == "triton":
+    if backend in ON_GPU:
         return {"device": GPU, "dtype": "float32"}
     return {"threads": 1} if backend == "cpu" else {}
 
@@ -190,7 +190,7 @@ def served(
                 for tensor in range(3)
             )
             out = np.full((len(q), spec.q_size), np.nan, np.float32)
-            if backend == "triton":
+            if backend in ON_GPU:
                 run_on_tensors(server, layer, q, k, v, out, settings["dtype"])
             else:
                 server.run(layer, q, k, v, out)
@@ -229,14 +229,16 @@ def draw_data(case: Case) -> list[list[tuple[np.ndarray, ...]]]:
     ]
 
 
-def check_halves(case: Case, dtype: str, spread: float = 1.0, **options: Any) -> None:
+def check_halves(
+    case: Case, dtype: str, spread: float = 1.0, backend: str = "triton", **options: Any
+) -> None:
     """The kernels for GPUs against the truth about tensors that were rounded to `dtype` first.
 
     `spread` is how much larger than usual the scores are.
     """
     tolerance = HALVES[dtype] * spread
     data = draw_data(case)
-    for outs, layers in zip(served("triton", case, data, dtype=dtype, **options), data, strict=True):
+    for outs, layers in zip(served(backend, case, data, dtype=dtype, **options), data, strict=True):
         for spec, out, (q, k, v) in zip(case.specs, outs, layers, strict=True):
             if len(q):
                 rounded = (torch.from_numpy(x).to(getattr(torch, dtype)).float().numpy() for x in (q, k, v))

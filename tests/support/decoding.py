@@ -23,11 +23,12 @@ class Decoding:
     spec: AttentionSpec
     dtype: str = "float32"
     options: dict[str, Any] = field(default_factory=dict)
+    backend: str = "triton"
 
     def __post_init__(self) -> None:
         self.server = AttentionServer(
             [self.spec],
-            backend="triton",
+            backend=self.backend,
             num_pages=sum(-(-(length + 1) // 16) for length in self.lengths),
             max_position=4096,
             max_tokens=max(*self.lengths, len(self.lengths)),

@@ -16,7 +16,7 @@ from cleave.export.artifact import Artifact
 from cleave.runtime.engine_cache.cache import EngineCache
 from cleave.runtime.engines import onnxruntime
 from cleave.runtime.engines.builder import get_engine
-from cleave.runtime.engines.engine import EngineOptions, create_engine
+from cleave.runtime.engines.engine import EngineOptions, create_engine, engine_builder
 from cleave.runtime.engines.onnxruntime_builder import OnnxRuntimeBuilder
 
 OPTIONS = EngineOptions(max_tokens=64, threads=2)
@@ -48,15 +48,20 @@ def save(artifact: Artifact, cache: EngineCache) -> None:
         assert built.was_built
 
 
-@pytest.mark.parametrize("variant", ["gqa", "one_layer", "tied", "demo"])
+@pytest.mark.parametrize("variant", ["gqa", "one_layer", "tied", "demo", "int8"])
 def test_saved_pieces_compute_the_same_bits_for_every_number_of_rows(
     artifact: Callable[[str], Path],
+    quantized_artifact: Callable[..., Path],
     demo_artifact: Path,
     cache: EngineCache,
     variant: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    opened = Artifact.open(demo_artifact if variant == "demo" else artifact(variant))
+    if variant == "int8":
+        folder = quantized_artifact("gqa", quantize=variant)
+    else:
+        folder = demo_artifact if variant == "demo" else artifact(variant)
+    opened = Artifact.open(folder)
     packed = create_engine("onnxruntime", opened, OPTIONS, cache=cache)
     expected = [logits(packed, tokens) for tokens in (1, 2, 7, 64)]
     save(opened, cache)
@@ -66,6 +71,15 @@ def test_saved_pieces_compute_the_same_bits_for_every_number_of_rows(
     assert [logits(saved, tokens) for tokens in (1, 2, 7, 64)] == expected
     packed.close()
     saved.close()
+
+
+def test_int4_has_nothing_to_build(quantized_artifact: Callable[..., Path]) -> None:
+    """What ONNX Runtime saves of MatMulNBits gives other values when it is loaded."""
+    folder = quantized_artifact("gqa", quantize="int4")
+    assert engine_builder("onnxruntime", Artifact.open(folder), OPTIONS) is None
+    ended = cleave("build", folder, "--engine", "onnxruntime")
+    assert ended.code == 2
+    assert "no build step" in ended.err
 
 
 def test_packed_weights_are_what_is_saved(artifact: Callable[[str], Path], cache: EngineCache) -> None:

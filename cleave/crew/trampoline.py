@@ -34,7 +34,10 @@ class Trampoline:
         except OSError:
             os.close(self._file)
             raise
-        self.path = f"/proc/self/fd/{self._file}"
+        # The loader takes a path that it knows for the library that it has, and numbers of files come again:
+        # the address is spelled out in steps that lead nowhere.
+        steps = f"{address:b}".replace("1", "./").replace("0", "/")
+        self.path = f"/proc/self/fd/{steps}{self._file}"
 
     def close(self) -> None:
         """Close the file; the library stays usable for whoever has loaded it."""

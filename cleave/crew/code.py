@@ -10,6 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 import numba
+import numpy as np
+import numpy.typing as npt
 
 from cleave.addresses import call, call_with_five, call_with_pointer, int64_at
 from cleave.atomics import add, compare_exchange, exchange, load, pause, store
@@ -32,9 +34,17 @@ RUNNING = 8
 ASLEEP, SEMAPHORE = 9, 16
 """Whether it sleeps or is about to; a sem_t, for which there are 16 words."""
 
+_LINE = 64
 _CALLER = 0
 _SPINS = 1000
 """How often the caller looks whether the others have ended before it sleeps: about 40 microseconds."""
+
+
+def new_words(threads: int) -> npt.NDArray[np.int64]:
+    """Words for so many threads, the first of them at a cache line."""
+    words = np.zeros(threads * WORDS + _LINE // 8, np.int64)
+    skip = (-words.ctypes.data % _LINE) // 8
+    return words[skip : skip + threads * WORDS]
 
 
 @part

@@ -8,28 +8,34 @@ import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
-from cleave import crew_code
-from cleave.crew import crew_words
-from cleave.ort_callback import DOMAIN, OPERATOR, Callback
+from cleave.crew import code, trampoline
+from cleave.crew.callback import DOMAIN, OPERATOR, Callback
 from cleave.threads import session_options
 
 
-class OrtCrew:
+def can_borrow() -> bool:
+    """Whether ONNX Runtime can be made to call a compiled function here."""
+    return trampoline.is_supported()
+
+
+class BorrowedCrew:
     """A `Crew` that borrows the threads which compute the pieces.
 
     They still spin when a piece has ended, so a job begins at once, on threads that hold the processor. With
     threads of its own a crew would have to take it from them, and would be asleep after every piece.
     """
 
+    means = "those of ONNX Runtime's pool"
+
     def __init__(self, threads: int) -> None:
         """Raises EngineError where ONNX Runtime does not take part, OSError where no library can be made."""
         self.threads = threads
-        self._words = crew_words(threads)
+        self._words = code.new_words(threads)
         address = self._words.ctypes.data
         options = session_options(threads)
-        self._callback = Callback(options, crew_code.borrow.address, crew_code.forget.address, address)
-        self._words[crew_code.PARALLEL_FOR] = self._callback.parallel_for
-        self._words[crew_code.HELP] = crew_code.help_out.address
+        self._callback = Callback(options, code.borrow.address, code.forget.address, address)
+        self._words[code.PARALLEL_FOR] = self._callback.parallel_for
+        self._words[code.HELP] = code.help_out.address
         self._session: Any = ort.InferenceSession(_graph(), options, providers=["CPUExecutionProvider"])
         self._binding: Any = self._session.io_binding()
         value = ort.OrtValue.ortvalue_from_numpy(np.zeros(1, np.int64))
@@ -39,11 +45,11 @@ class OrtCrew:
     def run(self, function: int, block: int, parts: int) -> None:
         """See `Crew.run`."""
         helpers = min(parts, self.threads) - 1
-        crew_code.publish(self._words, function, block, parts, helpers)
+        code.publish(self._words, function, block, parts, helpers)
         if helpers:
             self._session.run_with_iobinding(self._binding)
         else:
-            crew_code.work(self._words, 0)
+            code.work(self._words, 0)
 
     def close(self) -> None:
         """See `Crew.close`."""

@@ -1,0 +1,89 @@
+"""The parts of docs/benchmarks.md about programs side by side on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from goals import Found, found
+
+_NAMES = {"135m": "135M", "1b": "1.1B"}
+
+GOALS_HEAD = """## The goals of the CPU engine
+
+Tokens/s of Cleave over those of another program on the same weights, threads and prompts, in one run;
+medians. Shapes of about 135 million and 1.1 billion parameters with random weights. The figures behind them
+are under "Side by side".
+"""
+
+
+def goals(records: Iterable[Mapping[str, Any]]) -> str:
+    """The section on the goals; empty where nothing of them was measured."""
+    measured = [record["figures"] for record in records]
+    rows = [
+        [
+            item.against,
+            item.weights,
+            _NAMES.get(item.shape, item.shape),
+            item.what,
+            _amount(item),
+            f"{item.at_least:g}{_unit(item)}",
+            "met" if item.is_met else "**missed**",
+        ]
+        for item in found(measured)
+    ]
+    if not rows:
+        return ""
+    head = ["against", "Cleave's weights", "shape", "what", "measured", "goal, at least", ""]
+    return f"{GOALS_HEAD}\n{table(head, rows)}"
+
+
+def side_by_side(figures: Mapping[str, Any]) -> str:
+    """One run: a column for each side, and one for each of Cleave's weights over each of the peer's."""
+    sides = figures["sides"]
+    names = [f"{side['program']} {side['weights']}" for side in sides]
+    mine = [index for index, side in enumerate(sides) if side["program"] == "Cleave"]
+    pairs = [(one, other) for one in mine for other in range(len(sides)) if other not in mine]
+    head = ["phase", "batch", *names, *(_ratio_title(sides, pair) for pair in pairs)]
+    rows = []
+    for row in figures["rows"]:
+        speeds = [side["tokens_per_s"] for side in row["sides"]]
+        ratios = [f"{speeds[one] / speeds[other]:.2f}" for one, other in pairs]
+        cells = [_cell(row["phase"], side) for side in row["sides"]]
+        rows.append([row["phase"], row["batch"], *cells, *ratios])
+    bandwidths = [side["bandwidth"] / 1e9 for row in figures["rows"] for side in row["sides"]]
+    title = (
+        f"**{_NAMES.get(figures['shape'], figures['shape'])}**, {figures['threads']} threads, prompt "
+        f"{figures['prompt']}, output {figures['output']}, medians of {figures['repetitions']}; tokens/s, "
+        f"and for decoding the % of the bandwidth, which was {min(bandwidths):.1f} to {max(bandwidths):.1f} GB/s."
+    )
+    for name, (same, tokens) in figures["same_tokens"].items():
+        title += (
+            f" Cleave float32 and {name}: the same token in {same:,} of {tokens:,} places up to the first "
+            "that differs."
+        )
+    return f"{title}\n\n{table(head, rows)}"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+
+
+def _ratio_title(sides: Sequence[Mapping[str, Any]], pair: tuple[int, int]) -> str:
+    one, other = (sides[index]["weights"] for index in pair)
+    return f"{one} / {other}"
+
+
+def _cell(phase: str, side: Mapping[str, Any]) -> str:
+    share = f" ({side['percent_of_bandwidth']:.0f})" if phase == "decode" else ""
+    return f"{side['tokens_per_s']:,.1f}{share}" + ("*" if side["disturbed"] else "")
+
+
+def _amount(item: Found) -> str:
+    return f"{item.value:.0f}{_unit(item)}" if item.unit != "x" else f"{item.value:.2f}x"
+
+
+def _unit(item: Found) -> str:
+    return " %" if item.unit != "x" else "x"

@@ -1,0 +1,1 @@
+"""Threads that compute a job together; see `cleave.crew.crew`."""
