@@ -10,6 +10,7 @@ import torch
 Tensor = torch.Tensor
 MOST_ROWS = 32
 """With more rows than this the library's products are as fast."""
+_HOPPER = (9, 0)
 _GROUP = 8
 """Columns of blocks that follow one another, so that what they read of x is still in the cache."""
 
@@ -207,6 +208,6 @@ def _warps(block: int) -> int:
 @functools.cache
 def _early(device: torch.device) -> dict[str, bool]:
     """How kernels are launched that may start before the one before them has ended: from Hopper on."""
-    from cleave.kvcache.backends.triton_device import starts_early
-
-    return {"EARLY": True, "launch_pdl": True} if starts_early(device) else {"EARLY": False}
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= _HOPPER:
+        return {"EARLY": True, "launch_pdl": True}
+    return {"EARLY": False}
