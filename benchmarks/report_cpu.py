@@ -54,13 +54,13 @@ def side_by_side(figures: Mapping[str, Any]) -> str:
     bandwidths = [side["bandwidth"] / 1e9 for row in figures["rows"] for side in row["sides"]]
     title = (
         f"**{_NAMES.get(figures['shape'], figures['shape'])}**, {figures['threads']} threads, prompt "
-        f"{figures['prompt']}, output {figures['output']}, medians of {figures['repetitions']}; tokens/s, and "
-        f"for decoding the % of the bandwidth, which was {min(bandwidths):.1f} to {max(bandwidths):.1f} GB/s."
+        f"{figures['prompt']}, output {figures['output']}, medians of {figures['repetitions']}; tokens/s, "
+        f"and for decoding the % of the bandwidth, which was {min(bandwidths):.1f} to {max(bandwidths):.1f} GB/s."
     )
     for name, (same, tokens) in figures["same_tokens"].items():
         title += (
-            f" Cleave float32 and {name}: the same token in {same:,} of {tokens:,} places up to the first that "
-            "differs."
+            f" Cleave float32 and {name}: the same token in {same:,} of {tokens:,} places up to the first "
+            "that differs."
         )
     return f"{title}\n\n{table(head, rows)}"
 

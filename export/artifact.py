@@ -134,12 +134,7 @@ class Artifact:
         if table.dtype != np.int8:
             return table.__getitem__
         scales = self.weight(self.manifest.embedding + SCALE)
-
-        def dequantized(token_ids: npt.NDArray[Any]) -> npt.NDArray[Any]:
-            rows: npt.NDArray[Any] = table[token_ids] * scales[token_ids, None]
-            return rows
-
-        return dequantized
+        return lambda token_ids: np.asarray(table[token_ids] * scales[token_ids, None])
 
     def batchful_graph(self) -> onnx.ModelProto:
         """The batchful graph, without weight data.

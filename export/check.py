@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -39,7 +40,7 @@ def run_check(checkpoint: Checkpoint, artifact: Path, manifest: Manifest, *, dev
     Where the model does not fit the free memory in float32 the check is left out, and the result says
     so. Raises ExportError where the graphs disagree with transformers.
     """
-    values = checkpoint.parameters
+    values = sum(map(math.prod, checkpoint.shapes.values()))
     needed, free = values * 4 * 5 // 4, psutil.virtual_memory().available
     if needed > free:
         return {

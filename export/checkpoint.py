@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -109,13 +108,13 @@ class Checkpoint:
         return names[largest.dtype]
 
     @cached_property
-    def parameters(self) -> int:
-        """Weights of all tensors; those that are packed are counted one by one."""
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every weight by its name; a packed matrix is [out, in], and called as a plain one."""
+        plain = {name: tensor.shape for name, tensor in self.tensors.items()}
         if self.ready is None:
-            return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
-        plain = [tensor for name, tensor in self.tensors.items() if not is_packed(name)]
-        matrices = (*self.ready.shapes.values(), *self.ready.dequantized_shapes.values())
-        return sum(math.prod(tensor.shape) for tensor in plain) + sum(map(math.prod, matrices))
+            return plain
+        packed = {**self.ready.shapes, **self.ready.dequantized_shapes}
+        return {name: shape for name, shape in plain.items() if not is_packed(name)} | packed
 
     def tensor(self, name: str) -> StoredTensor:
         """Raises CheckpointError where the checkpoint lacks the tensor."""

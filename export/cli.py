@@ -168,7 +168,7 @@ def _summary(console: Console, output_dir: Path, manifest: Manifest) -> None:
 def _quality_table(quality: Mapping[str, Any]) -> Table:
     """What quantising costs; see `cleave.export.quality.Quality`."""
     text = "the bundled text" if quality["text"] == "bundled" else quality["text"]
-    table = Table(title=f"quality, on {quality['tokens']} tokens of {text}", title_justify="left")
+    table = Table(title=f"quality, on {quality['tokens']} tokens of {text}", title_justify="left", box=None)
     table.add_column("")
     table.add_column("quantised", justify="right")
     table.add_column("float32", justify="right")
@@ -181,7 +181,7 @@ def _quality_table(quality: Mapping[str, Any]) -> Table:
     table.add_row("perplexity", perplexity, f"{quality['reference_perplexity']:.3f}", ratio)
     allowed = f"nats a token, +- {quality['kl_error']:.5f}; allowed {quality['max_kl']:g}"
     allowed += ", forced" if quality["kl"] > quality["max_kl"] else ""
-    table.add_row("KL divergence", f"{quality['kl']:.5f}", "0", allowed)
-    table.add_row("", f"{quality['kl_99']:.5f}", "0", "99 of 100 tokens are below")
+    table.add_row("KL divergence, mean", f"{quality['kl']:.5f}", "0", allowed)
+    table.add_row("KL divergence, 99 %", f"{quality['kl_99']:.5f}", "0", "99 of 100 tokens are below")
     table.add_row("same next token", f"{quality['same_token']:.2%}", "", "the likeliest one")
     return table

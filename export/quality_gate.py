@@ -1,4 +1,4 @@
-"""The gate of a quantised export: it is measured before it is published, and refused where it lost too much."""
+"""The gate of a quantised export: measured before it is published, refused where it lost too much."""
 
 from __future__ import annotations
 

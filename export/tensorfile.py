@@ -30,7 +30,7 @@ _NUMPY: dict[str, Any] = {
     "U8": np.uint8,
     "I32": np.int32,
 }
-ITEM_BYTES = {name: np.dtype(kind).itemsize for name, kind in _NUMPY.items()}
+ITEM_BYTES: dict[str, int] = {name: np.dtype(kind).itemsize for name, kind in _NUMPY.items()}
 
 
 class TensorFileError(CleaveError):

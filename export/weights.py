@@ -36,17 +36,17 @@ def check_tensors(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]])
 
     Raises CheckpointError where one is lacking, ExportError for a shape or dtype that cannot be exported.
     """
-    ready: Mapping[str, tuple[int, ...]] = {}
     if checkpoint.ready is not None:
         checkpoint.ready.check_biases(shapes)
-        ready = {**checkpoint.ready.shapes, **checkpoint.ready.dequantized_shapes}
     for name, wanted in shapes.items():
-        shape = ready[name] if name in ready else checkpoint.tensor(name).shape
-        if shape != wanted:
+        shape = checkpoint.shapes.get(name)
+        if shape is None:
+            checkpoint.tensor(name)  # says what is wrong
+        elif shape != wanted:
             raise ExportError(
                 f"{name} is {list(shape)} in the checkpoint; its config asks for {list(wanted)}"
             )
-        if name not in ready and checkpoint.tensor(name).dtype not in _TORCH:
+        elif name in checkpoint.tensors and checkpoint.tensor(name).dtype not in _TORCH:
             raise ExportError(
                 f"{name} is {checkpoint.tensor(name).dtype}; Cleave exports {', '.join(_TORCH)}"
             )

@@ -20,6 +20,7 @@ from cleave.export.artifact import Artifact
 from cleave.export.manifest import Manifest
 from cleave.export.pieces import ATTENTION, Piece, cut, make_initializers, widen
 from cleave.runtime.engines.engine import Attention, EngineOptions, Observer
+from cleave.runtime.engines.onnxruntime_fusion import fuse
 from cleave.runtime.engines.residual import check_observable, with_residual
 from cleave.runtime.engines.wires import wire
 from cleave.threads import physical_cores, session_options
@@ -243,6 +244,8 @@ def make_session(
     """
     model = widen(piece.model)
     arrays = {name: _computable(artifact.weight(tensor)) for name, tensor in piece.weights.items()}
+    for name, members in fuse(model, arrays.keys()).items():
+        arrays[name] = np.concatenate([arrays.pop(member) for member in members])
     make_initializers(model, arrays)
     options = _options(threads)
     if save_as is not None:

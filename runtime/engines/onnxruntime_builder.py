@@ -15,6 +15,7 @@ from cleave.runtime.engine_cache.key import EngineKey
 from cleave.runtime.engines.builder import BuildProgress, graph_digest
 from cleave.runtime.engines.engine import EngineOptions
 from cleave.runtime.engines.onnxruntime import make_session, saved_piece
+from cleave.runtime.engines.onnxruntime_fusion import FUSION
 from cleave.runtime.engines.processor import processor
 from cleave.threads import physical_cores
 
@@ -41,7 +42,7 @@ class OnnxRuntimeBuilder:
                 "graph": graph_digest(self._pieces),
                 "weights": artifact.manifest.files[WEIGHTS].sha256,
                 "kind": "onnxruntime",
-                "kind_version": str(ort.__version__),
+                "kind_version": f"{ort.__version__}, fusion {FUSION}",
                 "device": processor(),
                 "dtype": "float32",
                 "profile": ("any rows",),

@@ -9,12 +9,14 @@ import numpy.typing as npt
 import pytest
 import torch
 from checkpoints import make_checkpoint
+from command import cleave
 from packed import LINEAR, Packing, pack_checkpoint
 from transformers import AutoModelForCausalLM
 
 from cleave.export.artifact import WEIGHTS, Artifact
 from cleave.export.exporter import ExportRequest, export
 from cleave.export.layerwise import Layerwise
+from cleave.export.shape import ModelShape
 from cleave.export.tensorfile import read_header
 
 LENGTHS = (17, 1, 30)
@@ -100,3 +102,20 @@ def test_the_export_checks_itself_against_transformers(plain: Path, tmp_path: Pa
     manifest = export(ExportRequest(str(packed), tmp_path / "artifact", num_layers=2))
     assert manifest.check["relative_error"] < EXACT
     assert manifest.check["integer_operators_relative_error"] < AS_RUN
+
+
+def test_the_plan_of_a_checkpoint_is_that_of_its_artifact(plain: Path, tmp_path: Path) -> None:
+    packed, _ = pack_checkpoint(plain, tmp_path, Packing())
+    export(ExportRequest(str(packed), tmp_path / "artifact", check=False))
+    before, after = ModelShape.of(packed), ModelShape.of(tmp_path / "artifact")
+    assert before.parameters == ModelShape.of(plain).parameters == after.parameters
+    for name in ("context", "hidden", "intermediate", "vocab", "dtype"):
+        assert getattr(before, name) == getattr(after, name), name
+    assert before.quantized_bytes == after.quantized_bytes
+
+
+def test_compare_reads_the_checkpoint(plain: Path, tmp_path: Path) -> None:
+    packed, _ = pack_checkpoint(plain, tmp_path, Packing(act_order=True))
+    export(ExportRequest(str(packed), tmp_path / "artifact", check=False))
+    ended = cleave("compare", tmp_path / "artifact", "--checkpoint", packed, "--tolerance", "0.2", "--json")
+    assert ended.code == 0, ended

@@ -27,8 +27,8 @@ class PendingTokens(Protocol):
 class TokenSampler(Protocol):
     """See `cleave.runtime.sampling.device.sampler.DeviceSampler`."""
 
-    def takes(self, state: SamplingState | None) -> bool:
-        """Whether rows of such a request can be sampled on the device."""
+    def takes(self, state: SamplingState | None, *, in_lockstep: bool = False) -> bool:
+        """Whether rows of such a request can be sampled on the device; see there for `in_lockstep`."""
 
     def sample(self, logits: Any, rows: Sequence[SampledRow]) -> PendingTokens:
         """Start to sample a token for each row of a torch tensor [at least rows, vocab] float32."""

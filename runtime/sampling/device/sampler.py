@@ -12,7 +12,7 @@ from cleave.runtime.sampling.device.parameters import Parameters
 from cleave.runtime.sampling.device.pending import Pending
 from cleave.runtime.sampling.device.results import IN_FLIGHT, Results
 from cleave.runtime.sampling.device.row import SampledRow
-from cleave.runtime.sampling.device.slots import Slots
+from cleave.runtime.sampling.device.slots import BIASES, Slots, masks_move
 from cleave.runtime.sampling.state import SamplingState
 from cleave.runtime.sampling_params import SamplingDefaults, SamplingParams
 
@@ -41,17 +41,22 @@ class DeviceSampler:
         self._next = 0
         self._plan = _Plan([], [], Launches.of([]))
 
-    def takes(self, state: SamplingState | None) -> bool:
-        """Whether rows of such a request can be sampled here; others need the host between two steps."""
+    def takes(self, state: SamplingState | None, *, in_lockstep: bool = False) -> bool:
+        """Whether rows of such a request can be sampled here.
+
+        Structured output and bad words of several tokens need the host between two steps: they are taken
+        `in_lockstep` alone, where the host has every token before the next step is sampled.
+        """
         if state is None:
             return True
-        return state.constraint is None and Slots.fits(state)
+        return len(state.biased) <= BIASES and (in_lockstep or not masks_move(state))
 
     def sample(self, logits: Tensor, rows: Sequence[SampledRow]) -> Pending:
         """A token for each of the first len(rows) of logits [at least rows, vocab] float32.
 
         Only launches kernels on the current stream; the logits may be overwritten by what is launched
-        after it. Every state must be one that the sampler `takes`.
+        after it. Every state must be one that the sampler `takes`. Raises RuntimeError where the host's
+        state lacks a token that is needed.
         """
         plan = self._planned(rows)
         results = self._results[self._next]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,19 @@ import torch
 
 from cleave.runtime.sampling.device.fields import SEEN
 from cleave.runtime.sampling.device.row import SampledRow
+from cleave.runtime.sampling.history import TokenCounts
 from cleave.runtime.sampling.state import SamplingState
 
 Tensor = torch.Tensor
 BIASES = 1024
 """Biased tokens that a sequence may have on the device."""
 _SEEN = int(SEEN.value)
+_ALL = 0xFFFFFFFF
+
+
+def masks_move(state: SamplingState) -> bool:
+    """Whether what may come next depends on the tokens so far; else it is sent once."""
+    return state.constraint is not None or (state.bad_words is not None and bool(state.bad_words.longer))
 
 
 class Slots:
@@ -25,6 +32,7 @@ class Slots:
 
     A slot's counts grow on the device by each token that is drawn. They hold for one next position; a row
     for any other, as after a step that failed or a preemption, has them made anew from the host's state.
+    Masks that depend on the tokens so far are sent for each step.
     """
 
     def __init__(self, vocab: int, slots: int, device: torch.device) -> None:
@@ -43,22 +51,21 @@ class Slots:
         self._free = list(range(slots))
         self._places: OrderedDict[int, tuple[int, int]] = OrderedDict()
         """Sequence -> its slot, and the position that the slot's counts are for."""
+        self._masks: dict[int, SampledRow] = {}
+        """Slot -> the row whose masks are to be sent."""
 
-    @staticmethod
-    def fits(state: SamplingState) -> bool:
-        """Whether a slot can hold all that the state needs."""
-        return len(state.biased) <= BIASES and not (state.bad_words and state.bad_words.longer)
-
-    def place(self, rows: Iterable[SampledRow]) -> list[int]:
+    def place(self, rows: Sequence[SampledRow]) -> list[int]:
         """The slot of each row, made ready for its position; every state edits its logits.
 
-        Raises RuntimeError where the counts are gone and the host's state lacks a token.
+        Raises RuntimeError where the host's state lacks a token that is needed.
         """
-        rows = list(rows)
         for row in rows:
             if row.sequence in self._places:
                 self._places.move_to_end(row.sequence)
-        return [self._place(row) for row in rows]
+        slots = [self._place(row) for row in rows]
+        if self._masks:
+            self._send_masks()
+        return slots
 
     def forget(self, sequence: int) -> None:
         """Free a sequence's slot, where it has one."""
@@ -67,48 +74,56 @@ class Slots:
             self._free.append(place[0])
 
     def _place(self, row: SampledRow) -> int:
-        place = self._places.get(row.sequence)
-        if place is None:
-            if not self._free:
-                self._free.append(self._places.popitem(last=False)[1][0])
-            slot = self._free.pop()
-            self._fill(slot, row)
-        else:
-            slot, position = place
-            if position != row.position:
-                self._count(slot, row)
-        self._places[row.sequence] = (slot, row.position + 1)
-        return slot
-
-    def _fill(self, slot: int, row: SampledRow) -> None:
         state = row.state
         if state is None:
             raise RuntimeError(f"sequence {row.sequence} edits nothing and needs no slot")
-        words = self.allowed.shape[1]
-        allowed = np.full(words, -1, np.int32) if state.allowed is None else state.allowed.view(np.int32)
-        flags = np.unpackbits(allowed.view(np.uint8), bitorder="little")
-        if state.bad_words is not None:
-            flags[state.bad_words.single] = 0
-        masks = [np.packbits(flags, bitorder="little").view(np.int32)]
-        flags[state.stops] = 0
-        masks.append(np.packbits(flags, bitorder="little").view(np.int32))
-        self.allowed[slot], self.before_stop[slot] = self._sent(np.stack(masks))
-        number = len(state.biased)
-        self.bias_counts[slot] = number
-        if number:
-            self.biased[slot, :number] = self._sent(state.biased.astype(np.int32))
-            self.biases[slot, :number] = self._sent(state.biases)
-        self._count(slot, row)
+        slot, position = self._places.get(row.sequence, (-1, -1))
+        is_new = slot < 0
+        if is_new:
+            if not self._free:
+                self._free.append(self._places.popitem(last=False)[1][0])
+            slot = self._free.pop()
+            number = len(state.biased)
+            self.bias_counts[slot] = number
+            if number:
+                self.biased[slot, :number] = self._sent(state.biased.astype(np.int32))
+                self.biases[slot, :number] = self._sent(state.biases)
+        if is_new or masks_move(state):
+            self._masks[slot] = row
+        if state.counts is not None and (is_new or position != row.position):
+            self._count(slot, row, state.counts)
+        self._places[row.sequence] = (slot, row.position + 1)
+        return slot
 
-    def _count(self, slot: int, row: SampledRow) -> None:
-        if row.state is None or row.state.counts is None:
-            return
-        if row.state.generated != row.position:
-            raise RuntimeError(
-                f"sequence {row.sequence} is sampled at position {row.position}, and the host has "
-                f"{row.state.generated} of its tokens"
-            )
-        known = row.state.counts
+    def _send_masks(self) -> None:
+        """Put the masks of all rows that have new ones on the device, together."""
+        slots = self._sent(np.array(list(self._masks), np.int64))
+        masks = self._sent(np.stack([self._masks_of(row) for row in self._masks.values()], 1))
+        self._masks.clear()
+        self.allowed.index_copy_(0, slots, masks[0])
+        self.before_stop.index_copy_(0, slots, masks[1])
+
+    def _masks_of(self, row: SampledRow) -> npt.NDArray[np.int32]:
+        """[2, words] what may come at the row's place, and what while there are too few tokens to stop."""
+        words = self.allowed.shape[1]
+        result = np.full((2, words), _ALL, np.uint32)
+        state = row.state
+        if state is None:
+            return result.view(np.int32)
+        if masks_move(state):
+            _check_known(row, state)
+        if state.allowed is not None:
+            result &= state.allowed
+        if state.constraint is not None:
+            result &= state.constraint.mask()[:words]
+        if state.bad_words is not None:
+            _clear(result, state.bad_words.banned())
+        if not state.is_complete:
+            _clear(result[1:], state.stops)
+        return result.view(np.int32)
+
+    def _count(self, slot: int, row: SampledRow, known: TokenCounts) -> None:
+        _check_known(row, row.state)
         numbers = np.stack([known.tokens[: known.size], known.counts[: known.size] | _SEEN])
         tokens, counts = self._sent(numbers)
         self.counts[slot].zero_().scatter_(0, tokens, counts.int())
@@ -119,3 +134,18 @@ class Slots:
         if self._device.type == "cuda":
             host = host.pin_memory()
         return host.to(self._device, non_blocking=True)
+
+
+def _check_known(row: SampledRow, state: SamplingState | None) -> None:
+    """Raises RuntimeError where the host's state lacks a token."""
+    if state is not None and state.generated != row.position:
+        raise RuntimeError(
+            f"sequence {row.sequence} is sampled at position {row.position}, and the host has "
+            f"{state.generated} of its tokens"
+        )
+
+
+def _clear(masks: npt.NDArray[np.uint32], tokens: npt.NDArray[np.int64]) -> None:
+    """Take the bits of tokens out of masks [n, words]."""
+    for mask in masks:
+        np.bitwise_and.at(mask, tokens // 32, ~(np.uint32(1) << (tokens % 32).astype(np.uint32)))
