@@ -58,7 +58,9 @@ class Import:
 
 def modules() -> Iterator[tuple[str, Path]]:
     """Every module of the package by its name."""
-    for path in sorted([*(REPOSITORY / "cleave").glob("*.py"), *(REPOSITORY / "cleave" / "crew").glob("*.py")]):
+    for path in sorted(
+        [*(REPOSITORY / "cleave").glob("*.py"), *(REPOSITORY / "cleave" / "crew").glob("*.py")]
+    ):
         dotted = ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
         yield dotted.removesuffix(".__init__") if path.parent.name == "crew" else dotted, path
     for room in ROOMS:

@@ -14,8 +14,8 @@ from typing import Any
 
 import onnxruntime as ort
 
-from cleave.errors import EngineError
 from cleave.crew.trampoline import Trampoline
+from cleave.errors import EngineError
 
 _API = 17
 _CREATE_DOMAIN, _ADD_TO_DOMAIN, _ADD_DOMAIN, _RELEASE_DOMAIN, _PARALLEL_FOR = 26, 27, 28, 101, 274

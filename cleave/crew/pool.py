@@ -25,7 +25,7 @@ class PoolCrew:
         futures: list[Future[None]] = []
         try:
             for thread in range(1, helpers + 1):
-                futures.append(self._pool.submit(code.work, self._words, thread))  # noqa: PERF401
+                futures.append(self._pool.submit(code.work, self._words, thread))
             code.work(self._words, 0)
         finally:
             # Also where this thread is interrupted: nobody may compute after run() has ended.

@@ -81,7 +81,8 @@ class CpuBackend:
     def plan(self, step: StepPlan) -> None:
         """Cut the step into items, and the items into parts of about equal cost, for each kind of layer."""
         work = {
-            key: cut(step, kind.spec, cpu_kernel.TILE, self._crew.threads) for key, kind in self._kinds.items()
+            key: cut(step, kind.spec, cpu_kernel.TILE, self._crew.threads)
+            for key, kind in self._kinds.items()
         }
         for key, kind in self._kinds.items():
             _write_step(kind.step, work[key])

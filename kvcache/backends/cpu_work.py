@@ -12,7 +12,7 @@ from cleave.compiled import whole
 from cleave.kvcache.spec import AttentionSpec
 from cleave.kvcache.step import StepPlan
 
-# A part costs at least this much, in multiply-adds: about 15 microseconds, for which handing it over is worth it.
+# Multiply-adds that a part has at least: about 15 microseconds, for which handing it over is worth it.
 SPLIT = 400_000
 
 APPEND = 32_768
@@ -61,7 +61,9 @@ def cut(step: StepPlan, spec: AttentionSpec, tile: int, threads: int) -> Work:
         "items": items,
         "bounds": bounds,
     }
-    append_parts = max(1, min(step.tokens * spec.kv_size // APPEND, step.tokens, threads)) if threads > 1 else 1
+    append_parts = (
+        max(1, min(step.tokens * spec.kv_size // APPEND, step.tokens, threads)) if threads > 1 else 1
+    )
     return Work(step.tokens, arrays, len(bounds) - 1, append_parts)
 
 
