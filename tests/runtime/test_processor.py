@@ -9,7 +9,7 @@ import pytest
 from cleave.runtime.engines import processor
 
 CASES = {
-    "flags\t: fpu avx2 avx512f avx512_vnni amx_tile amx_int8": "float32 in AVX-512, int8 in AMX, int4 in VNNI",
+    "flags\t: avx2 avx512f avx512_vnni amx_int8": "float32 in AVX-512, int8 in AMX, int4 in VNNI",
     "flags\t: fpu avx2 avx_vnni": "float32 in AVX2, int8 in VNNI, int4 in VNNI",
     "flags\t: fpu sse2": "",
     "Features\t: asimd asimddp i8mm": "float32 in NEON, int8 in I8MM, int4 in dot products",
