@@ -55,7 +55,8 @@ def side_by_side(figures: Mapping[str, Any]) -> str:
     title = (
         f"**{_NAMES.get(figures['shape'], figures['shape'])}**, {figures['threads']} threads, prompt "
         f"{figures['prompt']}, output {figures['output']}, medians of {figures['repetitions']}; tokens/s, "
-        f"and for decoding the % of the bandwidth, which was {min(bandwidths):.1f} to {max(bandwidths):.1f} GB/s."
+        "and for decoding the % of the bandwidth, which was "
+        f"{min(bandwidths):.1f} to {max(bandwidths):.1f} GB/s."
     )
     for name, (same, tokens) in figures["same_tokens"].items():
         title += (

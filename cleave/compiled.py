@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import zlib
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import numba
@@ -44,3 +47,12 @@ def callback(signature: str) -> Callable[[Function], Any]:
             return numba.cfunc(signature, error_model="numpy")(function)
 
     return compile_callback
+
+
+def sources_digest(*modules: ModuleType) -> int:
+    """A number that changes with the text of these modules.
+
+    numba's cache looks at the text of one file only, that of the function. But what a function closes over
+    is part of its key: one that is made from several files closes over their digest.
+    """
+    return zlib.crc32("".join(inspect.getsource(module) for module in modules).encode())

@@ -53,13 +53,13 @@ class Lanes:
         """Lanes to pointer[index : index + 16]."""
         self._builder.store(lanes, self._vector_at(pointer, index), align=4)
 
-    def prefetch(self, pointer: Any, index: Any) -> None:
-        """Ask for the cache line of pointer[index], which need not be valid."""
+    def prefetch(self, pointer: Any, index: Any, *, level: int = 1) -> None:
+        """Ask for the cache line of pointer[index], which need not be valid, into the cache of this level."""
         byte = ir.IntType(8).as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [byte, _INT, _INT, _INT])
         fetch = self._builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
         address = self._builder.bitcast(self._builder.gep(pointer, [index]), byte)
-        self._builder.call(fetch, [address, _INT(0), _INT(3), _INT(1)])
+        self._builder.call(fetch, [address, _INT(0), _INT(4 - level), _INT(1)])
 
     def splat_from(self, pointer: Any, index: Any) -> Any:
         """pointer[index] in every lane."""

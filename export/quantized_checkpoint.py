@@ -105,11 +105,12 @@ class QuantizedCheckpoint:
     def check_biases(self, wanted: Iterable[str]) -> None:
         """Quantisers write biases of zeros; a model without biases does without them.
 
-        `wanted` are the names of the model's weights. Raises CheckpointError for another bias that it lacks.
+        `wanted` are names of the model's weights, those of whole layers. Raises CheckpointError for another
+        bias, which the model lacks.
         """
         names = set(wanted)
-        for linear in (*self._linears.values(), *self._dequantized.values()):
-            if f"{linear.name}.bias" not in names and linear.has_bias:
+        for name, linear in {**self._linears, **self._dequantized}.items():
+            if name in names and f"{linear.name}.bias" not in names and linear.has_bias:
                 raise CheckpointError(
                     f"{linear.name}.bias is not zero, and by its config.json the model has no bias there; "
                     "correct config.json (attention_bias, mlp_bias)"

@@ -48,6 +48,7 @@ def device_tokens(engine: Engine, vocab_size: int, options: EngineOptions) -> De
     """
     if device_engine(engine) is None:
         return None
-    likeliest = LikeliestTokens(engine.device)
-    sampler = create_device_sampler(vocab_size, engine.device, min(options.max_tokens, options.max_sequences))
+    rows = min(options.max_tokens, options.max_sequences)
+    likeliest = LikeliestTokens(engine.device, rows)
+    sampler = create_device_sampler(vocab_size, engine.device, rows)
     return likeliest if sampler is None else SampledTokens(likeliest, sampler)

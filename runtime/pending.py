@@ -51,9 +51,9 @@ class DeviceTokens(Protocol):
 class LikeliestTokens:
     """The tokens that the engine itself has chosen, copied to pinned host memory; see `DeviceTokens`."""
 
-    def __init__(self, device: str) -> None:
-        """For an engine on `device`: "cpu" or "cuda:0"."""
-        self._buffers = [_Buffer(device) for _ in range(_UNDER_WAY)]
+    def __init__(self, device: str, rows: int) -> None:
+        """For an engine on `device`, "cpu" or "cuda:0", and steps that sample up to `rows` rows."""
+        self._buffers = [_Buffer(device, rows) for _ in range(_UNDER_WAY)]
         self._next = 0
 
     def takes(self, state: SamplingState | None, *, in_lockstep: bool = False) -> bool:
@@ -74,23 +74,16 @@ class LikeliestTokens:
 class _Buffer:
     """The tokens of one step on the host, and the event behind the copy."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, rows: int) -> None:
         import torch
 
-        self._torch = torch
-        self._is_gpu = torch.device(device).type == "cuda"
-        self._copied = torch.cuda.Event() if self._is_gpu else None  # type: ignore[no-untyped-call]
-        self._make(0)
-
-    def _make(self, rows: int) -> None:
-        torch = self._torch
-        self._tokens = torch.empty(rows, dtype=torch.int64, pin_memory=self._is_gpu and rows > 0)
-        self._best = torch.empty(rows, dtype=torch.float32, pin_memory=self._is_gpu and rows > 0)
+        is_gpu = torch.device(device).type == "cuda"
+        self._tokens = torch.empty(rows, dtype=torch.int64, pin_memory=is_gpu)
+        self._best = torch.empty(rows, dtype=torch.float32, pin_memory=is_gpu)
+        self._copied = torch.cuda.Event() if is_gpu else None  # type: ignore[no-untyped-call]
 
     def fill(self, output: DeviceOutput) -> None:
         rows = len(output.likeliest)
-        if len(self._tokens) < rows:
-            self._make(max(rows, 2 * len(self._tokens)))
         self._tokens[:rows].copy_(output.likeliest, non_blocking=True)
         self._best[:rows].copy_(output.best, non_blocking=True)
         if self._copied is not None:

@@ -7,22 +7,25 @@ for one that is slow to wake up or that is not there.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numba
 import numpy as np
 import numpy.typing as npt
 
+import cleave.addresses
+import cleave.atomics
 from cleave.addresses import call, call_with_five, call_with_pointer, int64_at
 from cleave.atomics import add, compare_exchange, exchange, load, pause, store
-from cleave.compiled import callback, part, whole
+from cleave.compiled import callback, part, sources_digest, whole
 
 WORDS = 32
 """Words of each thread, the caller's first: four cache lines, so that threads which sleep disturb nobody."""
 
 # Words of the job.
 LEFT, FUNCTION, BLOCK, HELPERS, STOP = range(5)
-"""Parts that nobody owns yet; what to call, and with what; threads that may help the caller; whether to end."""
+"""Parts that nobody owns yet; what to call, and with what; how many may help the caller; whether to end."""
 POST, WAIT = 5, 6
 """Addresses of sem_post and sem_wait, where the crew has threads of its own that sleep."""
 PARALLEL_FOR, HELP = 5, 6
@@ -114,61 +117,73 @@ def _publish(words: Any, function: Any, block: Any, parts: Any, helpers: Any) ->
     store(words, LEFT, parts)
 
 
-publish = whole("void(int64[::1], int64, int64, int64, int64)")(_publish.py_func)
-"""Begin a job: `parts` parts, for which `helpers` threads are woken."""
+def _compile(source_digest: int) -> tuple[Any, ...]:
+    """Compile what threads run, or find it in numba's cache; the digest is part of its key there."""
 
+    @whole("void(int64[::1], int64, int64, int64, int64)")
+    def publish(words: Any, function: Any, block: Any, parts: Any, helpers: Any) -> None:
+        """Begin a job: `parts` parts, with which `helpers` threads may help."""
+        _ = source_digest
+        _publish(words, function, block, parts, helpers)
 
-@whole("void(int64[::1], int64)")
-def work(words: Any, thread: Any) -> None:
-    """Take parts of the present job until none is left."""
-    _work(words, thread)
-
-
-@whole("void(int64[::1], int64, int64, int64, int64)")
-def share(words: Any, function: Any, block: Any, parts: Any, helpers: Any) -> None:
-    """Run a job with threads that `serve`, and return when all its parts have ended."""
-    _publish(words, function, block, parts, helpers)
-    _work(words, _CALLER)
-    spins = 0
-    while load(words, RUNNING) > 0:
-        if spins < _SPINS:
-            spins += 1
-            pause()
-        else:
-            _sleep(words, _CALLER)
-
-
-@whole("void(int64[::1], int64)")
-def serve(words: Any, thread: Any) -> None:
-    """Help with every job until `stop`, asleep between two of them."""
-    while load(words, STOP) == 0:
+    @whole("void(int64[::1], int64)")
+    def work(words: Any, thread: Any) -> None:
+        """Take parts of the present job until none is left."""
+        _ = source_digest
         _work(words, thread)
-        _sleep(words, thread)
+
+    @whole("void(int64[::1], int64, int64, int64, int64)")
+    def share(words: Any, function: Any, block: Any, parts: Any, helpers: Any) -> None:
+        """Run a job with threads that `serve`, and return when all its parts have ended."""
+        _ = source_digest
+        _publish(words, function, block, parts, helpers)
+        _work(words, _CALLER)
+        spins = 0
+        while load(words, RUNNING) > 0:
+            if spins < _SPINS:
+                spins += 1
+                pause()
+            else:
+                _sleep(words, _CALLER)
+
+    @whole("void(int64[::1], int64)")
+    def serve(words: Any, thread: Any) -> None:
+        """Help with every job until `stop`, asleep between two of them."""
+        _ = source_digest
+        while load(words, STOP) == 0:
+            _work(words, thread)
+            _sleep(words, thread)
+
+    @whole("void(int64[::1])")
+    def stop(words: Any) -> None:
+        """End every `serve`."""
+        _ = source_digest
+        store(words, STOP, 1)
+        for thread in range(1, len(words) // WORDS):
+            _wake(words, thread)
+
+    @callback("void(int64, int64)")
+    def help_out(address: Any, thread: Any) -> None:
+        """`work` for others than Python: the words are at `address`."""
+        _ = source_digest
+        _work(numba.carray(int64_at(address), ((thread + 1) * WORDS,)), thread)
+
+    @callback("int64(int64, int64)")
+    def borrow(address: Any, context: Any) -> Any:
+        """Run the job at `address` with the threads of ONNX Runtime's context; gives back its status."""
+        _ = source_digest
+        words = numba.carray(int64_at(address), (WORDS,))
+        return call_with_five(
+            load(words, PARALLEL_FOR), context, load(words, HELP), load(words, HELPERS) + 1, 0, address
+        )
+
+    @callback("void(int64)")
+    def forget(address: Any) -> None:
+        """Nothing: the words are not this function's to free."""
+
+    return publish, work, share, serve, stop, help_out, borrow, forget
 
 
-@whole("void(int64[::1])")
-def stop(words: Any) -> None:
-    """End every `serve`."""
-    store(words, STOP, 1)
-    for thread in range(1, len(words) // WORDS):
-        _wake(words, thread)
-
-
-@callback("void(int64, int64)")
-def help_out(address: Any, thread: Any) -> None:
-    """`work` for others than Python: the words are at `address`."""
-    _work(numba.carray(int64_at(address), ((thread + 1) * WORDS,)), thread)
-
-
-@callback("int64(int64, int64)")
-def borrow(address: Any, context: Any) -> Any:
-    """Run the job at `address` with the threads of ONNX Runtime's context; gives back its status, 0 if well."""
-    words = numba.carray(int64_at(address), (WORDS,))
-    return call_with_five(
-        load(words, PARALLEL_FOR), context, load(words, HELP), load(words, HELPERS) + 1, 0, address
-    )
-
-
-@callback("void(int64)")
-def forget(address: Any) -> None:
-    """Nothing."""
+publish, work, share, serve, stop, help_out, borrow, forget = _compile(
+    sources_digest(cleave.addresses, cleave.atomics, sys.modules[__name__])
+)

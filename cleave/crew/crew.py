@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Protocol
 
 from cleave.crew.pool import PoolCrew
-from cleave.crew.semaphore import SemaphoreCrew
+from cleave.crew.semaphore import SemaphoreCrew, has_semaphores
 from cleave.errors import EngineError
 from cleave.threads import has_one_thread_pool
 
@@ -45,6 +44,4 @@ def make_crew(threads: int, name: str) -> Crew:
                 return BorrowedCrew(threads)
             except (EngineError, OSError):
                 pass  # `means` of the crew says which one it became
-    if sys.platform == "linux":
-        return SemaphoreCrew(threads, name)
-    return PoolCrew(threads, name)
+    return SemaphoreCrew(threads, name) if has_semaphores() else PoolCrew(threads, name)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 import threading
 import weakref
 from typing import Any
 
 from cleave.crew import code
+
+
+def has_semaphores() -> bool:
+    """Whether the system has semaphores without a name; macOS has the functions, but not what they do."""
+    return platform.system() == "Linux"
 
 
 class SemaphoreCrew:
@@ -23,11 +29,11 @@ class SemaphoreCrew:
         self.threads = threads
         self._words = code.new_words(threads)
         library: Any = ctypes.CDLL(None, use_errno=True)
-        self._words[code.POST] = ctypes.cast(library.sem_post, ctypes.c_void_p).value
-        self._words[code.WAIT] = ctypes.cast(library.sem_wait, ctypes.c_void_p).value
+        for place, function in ((code.POST, library.sem_post), (code.WAIT, library.sem_wait)):
+            self._words[place] = ctypes.cast(function, ctypes.c_void_p).value or 0
         for thread in range(threads):
-            place = self._words[thread * code.WORDS + code.SEMAPHORE :].ctypes.data
-            if library.sem_init(ctypes.c_void_p(place), 0, 0) != 0:
+            semaphore = self._words[thread * code.WORDS + code.SEMAPHORE :].ctypes.data
+            if library.sem_init(ctypes.c_void_p(semaphore), 0, 0) != 0:
                 raise OSError(ctypes.get_errno(), "no semaphore can be made")
         helpers: list[threading.Thread] = []
         # The threads hold the words but not their crew, so one that is not closed ends when it is forgotten.

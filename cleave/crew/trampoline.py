@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import platform
 import struct
-import sys
 
 _PAGE = 0x1000
 _HEADER, _PROGRAM, _SYMBOL = 64, 56, 24
@@ -20,7 +19,7 @@ _EXECUTABLE, _WRITEABLE, _READABLE = 1, 2, 4
 
 def is_supported() -> bool:
     """Whether libraries can be made here: on Linux, for x86-64."""
-    return sys.platform == "linux" and platform.machine() == "x86_64"
+    return platform.system() == "Linux" and platform.machine() == "x86_64"
 
 
 class Trampoline:

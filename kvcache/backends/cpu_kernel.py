@@ -8,9 +8,7 @@ Threads that are not Python's take part, so what they need is found by address: 
 
 from __future__ import annotations
 
-import inspect
 import sys
-import zlib
 from typing import Any
 
 import numba
@@ -19,7 +17,7 @@ import numpy as np
 import cleave.addresses
 import cleave.lanes
 from cleave.addresses import float32_at, int32_at, int64_at, pointer_to
-from cleave.compiled import callback, part, whole
+from cleave.compiled import callback, part, sources_digest, whole
 from cleave.kvcache.backends import cpu_tiles
 from cleave.kvcache.backends.cpu_tiles import (
     HEIGHT,
@@ -67,11 +65,6 @@ def padded(head_dim: int) -> int:
 def scratch_floats(head_dim: int) -> int:
     """Elements of a thread's scratch: whole cache lines."""
     return -(-TILE * (head_dim + BLOCK + padded(head_dim) + 2 * LANES + 1) // LANES) * LANES
-
-
-def _source_digest() -> int:
-    modules = (cleave.addresses, cleave.lanes, cpu_tiles, sys.modules[__name__])
-    return zlib.crc32("".join(inspect.getsource(module) for module in modules).encode())
 
 
 @part
@@ -146,11 +139,7 @@ def _scratch_of(layer: Any, thread: Any) -> Any:
 
 
 def _compile(source_digest: int) -> tuple[Any, Any, Any]:
-    """Compile the functions, or find them in numba's cache.
-
-    The cache looks at the text of this file only, while they are made from several; but what a function closes
-    over is part of its key, so they close over the digest of all.
-    """
+    """Compile the functions, or find them in numba's cache; the digest is part of their key there."""
 
     @whole("boolean(float32[:, ::1], float32[:, ::1], float32[:, ::1], float32[:, ::1], int64)")
     def begin(q: Any, k: Any, v: Any, out: Any, address: Any) -> Any:
@@ -181,7 +170,7 @@ def _compile(source_digest: int) -> tuple[Any, Any, Any]:
 
     @callback("void(int64, int64, int64)")
     def attend(address: Any, part: Any, thread: Any) -> None:
-        """A job of as many parts as the step's `bounds` have: attend for items[bounds[part]:bounds[part + 1]]."""
+        """A job of the step's `parts`: attend for items[bounds[part]:bounds[part + 1]]."""
         _ = source_digest
         layer = numba.carray(_layer_at(address), (1,))[0]
         step = numba.carray(_step_at(layer.step), (1,))[0]
@@ -240,8 +229,9 @@ def _compile(source_digest: int) -> tuple[Any, Any, Any]:
                 while r < rows:
                     height = _height(rows - r)
                     tile_scores(
-                        height, queries, r * head_dim, head_dim, keys, groups, used, scores, r * BLOCK, BLOCK
-                    )
+                        height, queries, r * head_dim, head_dim, keys, groups, used, scores, r * BLOCK, BLOCK,
+                        values, width,
+                    )  # fmt: skip
                     r += height
                 for r in range(rows):
                     end = start + (first + r) // share + 1
@@ -275,4 +265,6 @@ def _compile(source_digest: int) -> tuple[Any, Any, Any]:
     return begin, append, attend
 
 
-begin, append, attend = _compile(_source_digest())
+begin, append, attend = _compile(
+    sources_digest(cleave.addresses, cleave.lanes, cpu_tiles, sys.modules[__name__])
+)

@@ -41,19 +41,20 @@ _INT = ir.IntType(64)
 @intrinsic  # type: ignore[untyped-decorator]
 def tile_scores(
     typing: Any, rows: Any, q: Any, q_at: Any, dim: Any, keys: Any, groups: Any, count: Any, scores: Any,
-    scores_at: Any, stride: Any,
+    scores_at: Any, stride: Any, values: Any, width: Any,
 ) -> Any:  # fmt: skip
     """scores[row, key] = sum over d of q[row, d] * key[d], for at most HEIGHT rows.
 
     Row r of q is at q_at + r * dim. Keys come in `count` groups of 16: group g is [dim, 16] at
     groups[g] * 16 * dim in `keys`, its scores go to scores_at + r * stride + 16 * g. Scores of up to
-    three groups more are written, of those that `groups` names next.
+    three groups more are written, of those that `groups` names next. The values of the same keys, in groups
+    of [16, width], are fetched meanwhile: both streams together use more of the memory's bandwidth.
     """
-    signature = types.void(rows, q, q_at, dim, keys, groups, count, scores, scores_at, stride)
+    signature = types.void(rows, q, q_at, dim, keys, groups, count, scores, scores_at, stride, values, width)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         code = Code(context, builder, signature.args)
-        rows, *_, count, _, _, _ = arguments
+        rows, count = arguments[0], arguments[6]
         for height, columns in _SCORE_COLUMNS.items():
             with code.when_equal(rows, height), code.strides(count, columns) as (group, _):
                 _scores(code, arguments, height, columns, group)
@@ -63,10 +64,11 @@ def tile_scores(
 
 
 def _scores(code: Code, arguments: Any, height: int, columns: int, group: Any) -> None:
-    _, q, q_at, dim, keys, groups, _, scores, scores_at, stride = code.pointers(arguments)
+    _, q, q_at, dim, keys, groups, _, scores, scores_at, stride, values, width = code.pointers(arguments)
     lanes, plus, times = code.lanes, code.plus, code.times
     size = times(dim, LANES)
     places = [times(code.item(groups, group, c), size) for c in range(2 * columns)]
+    value_places = [times(code.item(groups, group, c), times(width, LANES)) for c in range(columns)]
     queries = [plus(q_at, times(dim, r)) for r in range(height)]
     sums = [[code.variable(lanes.constant(0.0)) for _ in range(columns)] for _ in range(height)]
     with code.loop(dim) as d:
@@ -74,6 +76,8 @@ def _scores(code: Code, arguments: Any, height: int, columns: int, group: Any) -
         key = [lanes.load(keys, plus(place, line)) for place in places[:columns]]
         for place in places[columns:]:
             lanes.prefetch(keys, plus(place, line))
+        for place in value_places:
+            lanes.prefetch(values, plus(place, line), level=2)
         for r in range(height):
             query = lanes.splat_from(q, plus(queries[r], d.index))
             for c in range(columns):

@@ -12,7 +12,7 @@ from cleave.compiled import whole
 from cleave.kvcache.spec import AttentionSpec
 from cleave.kvcache.step import StepPlan
 
-# A part costs at least this much, in multiply-adds: about 15 microseconds, for which handing it over is worth it.
+# Multiply-adds that a part has at least: about 15 microseconds, for which handing it over is worth it.
 SPLIT = 400_000
 
 APPEND = 32_768

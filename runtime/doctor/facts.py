@@ -59,6 +59,10 @@ class Facts:
     missing: Mapping[str, tuple[str, ...]]
     """Extra of Cleave -> its distributions that are not installed."""
     cache: Cache
+    arithmetic: str = ""
+    """What matrix products on the CPU are computed with; empty where that is not known."""
+    huge_pages: bool = False
+    """Whether Linux gives large weights huge pages."""
     driver: str | None = None
     """Version of the NVIDIA driver; None where there is none."""
     driver_error: str | None = None

@@ -20,6 +20,8 @@ import psutil
 from cleave.errors import CleaveError, reason
 from cleave.runtime.doctor.facts import Cache, Facts, Gpu, Package
 from cleave.runtime.engine_cache.directory import cache_directory
+from cleave.runtime.engines.huge_pages import huge_page_size
+from cleave.runtime.engines.processor import arithmetic
 
 IMPORTED = {
     "numba": "numba",
@@ -60,6 +62,8 @@ def probe() -> Facts:
         packages=packages,
         missing=_extras(),
         cache=_cache(),
+        arithmetic=arithmetic(),
+        huge_pages=bool(huge_page_size()),
         driver=driver,
         driver_error=driver_error,
         cuda=_driver_cuda(),

@@ -44,7 +44,10 @@ def attention_verdicts(facts: Facts) -> tuple[Verdict, ...]:
 
 def _onnxruntime(facts: Facts) -> Verdict:
     why = _missing(facts, "onnxruntime", None)
-    return Verdict("onnxruntime", why is None, why or f"on the CPU, with {facts.cores} cores")
+    how = [f"on the CPU, with {facts.cores} cores"]
+    how += [facts.arithmetic] if facts.arithmetic else []
+    how += ["large weights in huge pages"] if facts.huge_pages else []
+    return Verdict("onnxruntime", why is None, why or "; ".join(how))
 
 
 def _inductor(facts: Facts) -> Verdict:

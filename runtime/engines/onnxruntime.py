@@ -16,16 +16,19 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from cleave.export.artifact import Artifact
+from cleave.export.artifact import WEIGHTS, Artifact
 from cleave.export.manifest import Manifest
 from cleave.export.pieces import ATTENTION, Piece, cut, make_initializers, widen
 from cleave.runtime.engines.engine import Attention, EngineOptions, Observer
+from cleave.runtime.engines.huge_pages import HugePages
 from cleave.runtime.engines.onnxruntime_fusion import fuse
 from cleave.runtime.engines.residual import check_observable, with_residual
 from cleave.runtime.engines.wires import wire
 from cleave.threads import physical_cores, session_options
 
 _BINDINGS_KEPT = 64
+_WORTH_MOVING = 1 << 26
+"""Bytes of weights that are more than caches hold, so that it matters what pages they lie in."""
 _LOADED_AT_ONCE = 8
 """Weights that are widened exist twice while they are packed: not those of all pieces at once."""
 _SAVING = {
@@ -69,6 +72,8 @@ class OnnxRuntimeEngine:
         self._buffers = self._make_buffers()
         self._steps: OrderedDict[tuple[int, int], _BoundStep] = OrderedDict()
         self._observer: Observer | None = None
+        is_large = (artifact.folder / WEIGHTS).stat().st_size >= _WORTH_MOVING
+        self._moving = HugePages() if is_large else None
 
     def run(self, token_ids: _Array, logit_rows: _Array, attention: Attention) -> _Array:
         """See `Engine.run`."""
@@ -103,6 +108,8 @@ class OnnxRuntimeEngine:
 
     def close(self) -> None:
         """See `Engine.close`."""
+        if self._moving is not None:
+            self._moving.close()
         self._steps.clear()
         self._sessions.clear()
         self._kept.clear()

@@ -8,13 +8,14 @@ things are changed, and rows stay bit-identical for every number of rows and thr
 
 With the 135M shape of benchmarks/shapes.py on two cores this takes 5 % off a step of one token, 2 % off one
 of eight, 1 % off one of 128. gate and up stay two: splitting a wide result costs what joining them saves.
-`SkipSimplifiedLayerNormalization` in the place of the addition and the norm gains nothing beside it that can be
-measured, and no operator for the CPU computes silu(gate) * up at once.
+`SkipSimplifiedLayerNormalization` in the place of the addition and the norm gains nothing beside it that can
+be measured, and no operator for the CPU computes silu(gate) * up at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,7 +24,7 @@ from onnx import helper, numpy_helper
 FUSION = 1
 """Changes with what `fuse` makes, since its results are saved in the engine cache."""
 _WORTH_JOINING = 3
-_PLAIN = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 1}
+_PLAIN: dict[str, Any] = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 1}
 _DEFAULTS = _PLAIN | {"transB": 0}
 
 

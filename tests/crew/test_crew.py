@@ -83,6 +83,12 @@ class Interrupted(Exception):
     pass
 
 
+def run_until_interrupted(job: Counter) -> None:
+    signal.setitimer(signal.ITIMER_REAL, 0.003)
+    while True:
+        job.run(12)
+
+
 @every_kind
 def test_a_signal_is_handled_after_the_job_and_the_next_job_runs(make: Callable[[int], Crew]) -> None:
     def interrupt(number: int, frame: Any) -> None:
@@ -93,10 +99,8 @@ def test_a_signal_is_handled_after_the_job_and_the_next_job_runs(make: Callable[
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         for _ in range(10):
-            signal.setitimer(signal.ITIMER_REAL, 0.003)
             with pytest.raises(Interrupted):
-                while True:
-                    job.run(12)
+                run_until_interrupted(job)
             # Nobody computes any more, so what is counted from here on belongs to the next job.
             job.run(7)
     finally:
@@ -168,13 +172,13 @@ def test_a_crew_works_on_both_sides_of_a_fork(kind: str) -> None:
 
 
 CHOICE = """
-import sys
+import platform, sys
 from cleave.crew import crew
 from cleave.threads import own_process
 if sys.argv[1] == "one pool":
     own_process()
 if sys.argv[2] == "elsewhere":
-    sys.platform = "elsewhere"
+    platform.system = lambda: "elsewhere"
 print(type(crew.make_crew(2, "x")).__name__)
 """
 

@@ -96,6 +96,17 @@ def test_logits(plain: Path, tmp_path: Path, case: str) -> None:
         assert relative_error(got, expected) < tolerance
 
 
+def test_a_family_with_biases_part_by_part(tmp_path: Path) -> None:
+    sizes = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96}
+    plain = make_checkpoint(tmp_path / "qwen2", "qwen2", **sizes)
+    packed, truth = pack_checkpoint(plain, tmp_path, Packing(act_order=True))
+    for part in ("embed_tokens", "batchful", "prefill_batchless", "decode_batchless", "tokenizer"):
+        export(ExportRequest(str(packed), tmp_path / "artifact", (part,), check=False))
+    tokens = np.random.default_rng(1).integers(0, 256, sum(LENGTHS))
+    got = artifact_logits(tmp_path / "artifact", tokens, in_floats=True)
+    assert relative_error(got, transformers_logits(truth, tokens)) < EXACT
+
+
 @pytest.mark.parametrize("case", ["gptq_act_order", "awq_32"])
 def test_the_export_checks_itself_against_transformers(plain: Path, tmp_path: Path, case: str) -> None:
     packed, _ = pack_checkpoint(plain, tmp_path, CASES[case][0])

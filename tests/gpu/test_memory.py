@@ -79,6 +79,8 @@ def limit_to(more: int) -> None:
 )
 def test_a_device_that_is_too_small_says_what_to_lower(demo_artifact: Path, more: int, message: str) -> None:
     options = ModelOptions(engine="inductor", verify=False, max_tokens_per_step=65536, max_sequences=512)
+    Model(demo_artifact, ModelOptions(engine="inductor", verify=False, max_sequences=1)).close()  # built
+    torch.cuda.empty_cache()
     limit_to(more)
     with pytest.raises(EngineError, match=message):
         Model(demo_artifact, options)

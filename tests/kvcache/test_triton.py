@@ -37,7 +37,7 @@ MIXED = Case(
 )
 
 
-LONG = Case(specs=(SHARED,), steps=((400, 130, 7), (1, 1, 1), (0, 1, 30)), page_size=16, seed=7)
+LONG = Case(specs=(SPEC,), steps=((400, 130, 7), (1, 1, 1), (0, 1, 30)), page_size=16, seed=7)
 """Histories that are split otherwise when they are alone."""
 DTYPES = st.sampled_from(list(HALVES))
 

@@ -187,7 +187,7 @@ def output(logits: list[list[float]]) -> DeviceOutput:
 
 
 def test_the_likeliest_tokens_come_to_the_host_and_logits_that_are_no_numbers_show() -> None:
-    tokens = LikeliestTokens("cpu")
+    tokens = LikeliestTokens("cpu", 4)
     group = tuple(ScheduledChunk(Sequence(name, (1,), 4, frozenset()), 0, 1, True) for name in range(4))
     wanted = LogitRows(group)
     infinite, nothing = float("inf"), float("nan")

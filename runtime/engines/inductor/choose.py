@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
@@ -11,34 +12,26 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from cleave.runtime.engines.inductor.small import Blocks, small_linear, small_norm
+from cleave.runtime.engines.inductor.small import Blocks, add_norm, small_linear, small_norm, split_linear
 
 Tensor = torch.Tensor
+Call = Callable[[Tensor], Any]
 _VECTOR = (
     Blocks(4, 512, 4),
     Blocks(4, 1024, 4),
-    Blocks(2, 1024, 2),
     Blocks(2, 2048, 4),
     Blocks(4, 1024, 8),
     Blocks(8, 512, 4),
 )
-_MATRIX = (
-    Blocks(64, 128, 4, 4),
-    Blocks(64, 128, 4, 3),
-    Blocks(64, 64, 4, 6),
-    Blocks(128, 64, 4, 4),
-    Blocks(128, 128, 8, 3),
-    Blocks(32, 128, 4, 5),
-    Blocks(16, 128, 2, 6),
-    Blocks(16, 256, 2, 4),
-)
+_MATRIX = (Blocks(64, 128, 4, 4), Blocks(64, 128, 4, 3), Blocks(128, 64, 4, 4), Blocks(32, 128, 4, 5))
+_SPLIT = (Blocks(64, 64, 4, 6, 3), Blocks(64, 128, 4, 4, 3), Blocks(64, 128, 4, 3, 6))
 """From a wider search on an H200: for every shape one of them is within 2 % of the fastest."""
 _COLD = 200 << 20
 """Bytes of weights that are read in turn, so that none is still in the GPU's cache."""
-_LAUNCH = 2e-6
-"""Seconds of a launch that is spared."""
+_LAUNCH = 3e-6
+"""Seconds of a launch that is spared, behind which the next kernel could not have started early."""
 _MARGIN = 0.98
-"""A candidate has to be faster by this factor than one that stands before it, the library's being the first."""
+"""A candidate has to be faster by this factor than one that stands before it; the library is the first."""
 _ROUNDS = 9
 
 
@@ -54,6 +47,8 @@ class Linear:
     norm: bool = False
     residual: bool = False
     swiglu: bool = False
+    norm_after: bool = False
+    """The residual is added, and what comes of it normed, in one launch: `add_norm`."""
 
 
 class Chooser:
@@ -84,14 +79,21 @@ class Chooser:
         x = torch.randn(layer.rows, width, **options)  # type: ignore[call-overload]
         norm = torch.ones_like(x[0]) if layer.norm else None
         residual = x.new_zeros(layer.rows, out) if layer.residual else None
-        candidates = _VECTOR if layer.rows == 1 else _MATRIX
-        calls: list[list[Callable[[Tensor], Tensor]]] = [[partial(F.linear, weight=one) for one in weights]]
+        own = _SPLIT if layer.norm_after else _VECTOR if layer.rows == 1 else _MATRIX
+        candidates = (None, *own)
+        calls: list[list[Call]] = []
         for blocks in candidates:
-            rest = (norm, residual, 1e-5, layer.swiglu, list(astuple(blocks)))
-            calls.append([partial(_own, one, rest) for one in weights])
-        library, *own = seconds_of(x, calls)
-        spared = _LAUNCH * (layer.norm + layer.swiglu + layer.residual)
-        return fastest((None, *candidates), (library + spared, *own))
+            if layer.norm_after and residual is not None:
+                calls.append([partial(_and_norm, one, residual, blocks) for one in weights])
+            elif blocks is None:
+                calls.append([partial(F.linear, weight=one) for one in weights])
+            else:
+                rest = (norm, residual, 1e-5, layer.swiglu, list(astuple(blocks)))
+                calls.append([partial(_own, one, rest) for one in weights])
+        seconds = seconds_of(x, calls)
+        if not layer.norm_after:
+            seconds[0] += _LAUNCH * (layer.norm + layer.swiglu + layer.residual)
+        return fastest(candidates, seconds)
 
 
 def fastest(candidates: Sequence[Blocks | None], seconds: Sequence[float]) -> Blocks | None:
@@ -100,11 +102,17 @@ def fastest(candidates: Sequence[Blocks | None], seconds: Sequence[float]) -> Bl
     return next(one for one, taken in zip(candidates, seconds, strict=True) if taken * _MARGIN <= least)
 
 
-def _own(weight: Tensor, rest: tuple[Any, ...], x: Tensor) -> Tensor:
+def _own(weight: Tensor, rest: tuple[Any, ...], x: Tensor) -> Any:
     return small_linear(x, weight, *rest)
 
 
-def seconds_of(x: Tensor, candidates: Sequence[Sequence[Callable[[Tensor], Tensor]]]) -> list[float]:
+def _and_norm(weight: Tensor, residual: Tensor, blocks: Blocks | None, x: Tensor) -> Any:
+    """With the residual and the norm behind it, as `fuse_small_linears` makes them."""
+    parts = F.linear(x, weight)[None] if blocks is None else split_linear(x, weight, list(astuple(blocks)))
+    return add_norm(parts, residual, residual[0], 1e-5)
+
+
+def seconds_of(x: Tensor, candidates: Sequence[Sequence[Call]]) -> list[float]:
     """Seconds of one call of each candidate, each call behind a norm that gives it its input, as in a model.
 
     Every candidate is a graph. They are replayed in turn, and the medians count: a GPU that is slower for a
@@ -115,21 +123,31 @@ def seconds_of(x: Tensor, candidates: Sequence[Sequence[Callable[[Tensor], Tenso
     taken: list[list[float]] = [[] for _ in graphs]
     for _ in range(_ROUNDS):
         for graph, times in zip(graphs, taken, strict=True):
-            began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-            began.record()
-            graph.replay()
-            ended.record()
-            ended.synchronize()
-            times.append(began.elapsed_time(ended) / 1e3)
+            times.append(math.inf if graph is None else _replayed(graph))
     return [statistics.median(times) / len(calls) for times, calls in zip(taken, candidates, strict=True)]
 
 
-def _capture(x: Tensor, ones: Tensor, calls: Sequence[Callable[[Tensor], Tensor]]) -> torch.cuda.CUDAGraph:
-    for call in calls:
-        call(small_norm(x, ones, 1e-5))  # compiled here: a capture must not
+def _capture(x: Tensor, ones: Tensor, calls: Sequence[Call]) -> torch.cuda.CUDAGraph | None:
+    """None where the GPU has too little shared memory for the candidate."""
+    from triton.runtime.errors import OutOfResources
+
+    try:
+        for call in calls:
+            call(small_norm(x, ones, 1e-5))  # compiled here: a capture must not
+    except OutOfResources:
+        return None
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for call in calls:
             call(small_norm(x, ones, 1e-5))
     return graph
+
+
+def _replayed(graph: torch.cuda.CUDAGraph) -> float:
+    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    began.record()
+    graph.replay()
+    ended.record()
+    ended.synchronize()
+    return float(began.elapsed_time(ended)) / 1e3

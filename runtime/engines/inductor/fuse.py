@@ -15,9 +15,9 @@ from torch import fx
 from cleave.runtime.engines.inductor.choose import Linear
 from cleave.runtime.engines.inductor.operators import rms_norm
 from cleave.runtime.engines.inductor.program import Program
-from cleave.runtime.engines.inductor.small import SMALL_LINEAR, SMALL_NORM, Blocks
+from cleave.runtime.engines.inductor.small import ADD_NORM, SMALL_LINEAR, SMALL_NORM, SPLIT_LINEAR, Blocks
 
-_LINEARS = (F.linear, SMALL_LINEAR)
+_LINEARS = (F.linear, SMALL_LINEAR, SPLIT_LINEAR)
 Choose = Callable[[Linear], Blocks | None]
 """The blocks of the own kernel for a layer; None where the library's product is faster."""
 
@@ -29,7 +29,7 @@ def fuse_small_linears(
 
     `shapes` are those of the weights, by their placeholders. A residual that is added to what a layer
     gives becomes part of it, and so does the SwiGLU of its two halves; with one row also a norm that it alone
-    reads.
+    reads. With more rows the norm behind the residual may add up instead what the layer gives in parts.
     """
     module = copy.deepcopy(program.module)
     graph = module.graph
@@ -37,7 +37,7 @@ def fuse_small_linears(
         if node.op == "call_function" and node.target is F.linear and node.args[2] is None:
             _fuse(graph, node, rows, shapes, choose)
     for node in list(graph.nodes):
-        if node.target is rms_norm and node.users and all(user.target in _LINEARS for user in node.users):
+        if node.target is rms_norm and _feeds_linears(node):
             with graph.inserting_before(node):
                 node.replace_all_uses_with(graph.call_function(SMALL_NORM, node.args))
     graph.eliminate_dead_code()
@@ -56,7 +56,14 @@ def _fuse(
     product = swiglu_of(node)
     added = None if product is not None else residual_of(node)
     height, width = shapes[weight.name]
-    blocks = choose(Linear(rows, height, width, norm is not None, added is not None, product is not None))
+    next_norm = _norm_of(added) if added is not None and rows > 1 else None
+    layer = Linear(
+        rows, height, width, norm is not None, added is not None, product is not None, next_norm is not None
+    )
+    blocks = choose(layer)
+    if added is not None and next_norm is not None and (blocks is None or blocks.splits):
+        _add_and_norm(graph, node, added, next_norm, blocks)
+        return
     if blocks is None:
         return
     source, scale, epsilon = norm.args if norm is not None else (x, None, 0.0)
@@ -70,6 +77,33 @@ def _fuse(
             (source, weight, scale, residual, epsilon, product is not None, list(astuple(blocks))),
         )
     last.replace_all_uses_with(made)
+
+
+def _add_and_norm(
+    graph: fx.Graph, node: fx.Node, added: fx.Node, norm: fx.Node, blocks: Blocks | None
+) -> None:
+    """Put `add_norm` in the place of a sum and its norm; it adds up the parts of the linear layer too."""
+    x, weight, _ = node.args
+    residual = next(value for value in added.args if value is not node)
+    with graph.inserting_before(added):
+        if blocks is None:
+            parts = graph.call_function(torch.unsqueeze, (node, 0))
+        else:
+            parts = graph.call_function(SPLIT_LINEAR, (x, weight, list(astuple(blocks))))
+        both = graph.call_function(ADD_NORM, (parts, residual, *norm.args[1:]))
+        total, normed = (graph.call_function(operator.getitem, (both, index)) for index in range(2))
+    added.replace_all_uses_with(total)
+    norm.replace_all_uses_with(normed)
+
+
+def _norm_of(added: fx.Node) -> fx.Node | None:
+    """The norm of a sum, where there is one, which linear layers alone read."""
+    norms = [user for user in added.users if user.target is rms_norm and user.args[0] is added]
+    return norms[0] if len(norms) == 1 and _feeds_linears(norms[0]) else None
+
+
+def _feeds_linears(norm: fx.Node) -> bool:
+    return bool(norm.users) and all(user.target in _LINEARS for user in norm.users)
 
 
 def swiglu_of(node: fx.Node) -> fx.Node | None:

@@ -26,6 +26,8 @@ class Blocks:
     warps: int
     stages: int = 1
     """Reads that are under way at a time, where the matrix units are used."""
+    splits: int = 0
+    """Parts of the width that are summed up apart; 0: all of it at once."""
 
 
 @torch.library.custom_op("cleave::small_linear", mutates_args=())
@@ -74,14 +76,18 @@ def small_linear(
 def multiply(
     x: Tensor, weight: Tensor, residual: Tensor | None, swiglu: bool, blocks: Blocks, rows_of_block: int
 ) -> Tensor:
-    """What `small_linear` gives, by the matrix units, `rows_of_block` of any number of rows at a time."""
+    """What `small_linear` gives, by the matrix units, `rows_of_block` of any number of rows at a time.
+
+    Where the blocks have splits, what `split_linear` gives.
+    """
     from cleave.runtime.engines.inductor.small_kernel import matrix_kernel
 
     rows, width = x.shape
     height = len(weight) // 2 if swiglu else len(weight)
-    out = x.new_empty(rows, height)
+    splits = blocks.splits
+    out = x.new_empty(splits, rows, height, dtype=torch.float32) if splits else x.new_empty(rows, height)
     down, across = -(-height // (blocks.n // 2 if swiglu else blocks.n)), -(-rows // rows_of_block)
-    matrix_kernel[(down * across,)](
+    matrix_kernel[(down * across * max(1, splits),)](
         x,
         weight,
         out,
@@ -97,6 +103,7 @@ def multiply(
         BLOCK_K=blocks.k,
         FETCH=blocks.k * (1 << (blocks.stages.bit_length() - 1)) if across == 1 else 0,
         GROUP=_GROUP if across > 1 else 0,
+        SPLITS=splits,
         num_warps=blocks.warps,
         num_stages=blocks.stages,
         **_early(x.device),
@@ -117,6 +124,56 @@ def _(
     return x.new_empty(x.shape[0], weight.shape[0] // 2 if swiglu else weight.shape[0])
 
 
+@torch.library.custom_op("cleave::split_linear", mutates_args=())
+def split_linear(x: Tensor, weight: Tensor, blocks: list[int]) -> Tensor:
+    """A linear layer without bias over 2 to 32 rows, whose parts `add_norm` adds up.
+
+    x [rows, width]; weight [height, width]; the result is [splits, rows, height] float32.
+    """
+    return multiply(x, weight, None, False, Blocks(*blocks), 16 if len(x) <= 16 else 32)
+
+
+@split_linear.register_fake
+def _(x: Tensor, weight: Tensor, blocks: list[int]) -> Tensor:
+    return x.new_empty(Blocks(*blocks).splits, x.shape[0], weight.shape[0], dtype=torch.float32)
+
+
+@torch.library.custom_op("cleave::add_norm", mutates_args=())
+def add_norm(parts: Tensor, residual: Tensor, factors: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """The sum of a residual and the parts of a linear layer, and the RMS norm of it.
+
+    parts [splits, rows, width] of any dtype, which are added up and rounded first; residual and what is
+    given back are [rows, width] of a 16-bit dtype, factors [width].
+    """
+    from cleave.runtime.engines.inductor.small_kernel import add_norm_kernel
+
+    parts, residual = parts.contiguous(), residual.contiguous()
+    splits, rows, width = parts.shape
+    total, out = torch.empty_like(residual), torch.empty_like(residual)
+    block = 1 << (width - 1).bit_length()
+    add_norm_kernel[(rows,)](
+        parts,
+        residual,
+        total,
+        factors,
+        out,
+        rows,
+        width,
+        epsilon,
+        SPLITS=splits,
+        BLOCK=block,
+        num_warps=_warps(block),
+        **_early(parts.device),
+    )
+    return total, out
+
+
+@add_norm.register_fake
+def _(parts: Tensor, residual: Tensor, factors: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    contiguous = torch.contiguous_format
+    return tuple(torch.empty_like(residual, memory_format=contiguous) for _ in range(2))  # type: ignore[return-value]
+
+
 @torch.library.custom_op("cleave::small_norm", mutates_args=())
 def small_norm(x: Tensor, factors: Tensor, epsilon: float) -> Tensor:
     """The RMS norm of x [..., width], of a 16-bit dtype; factors are [width]."""
@@ -126,8 +183,7 @@ def small_norm(x: Tensor, factors: Tensor, epsilon: float) -> Tensor:
     width = x.shape[-1]
     out = torch.empty_like(x)
     block = 1 << (width - 1).bit_length()
-    warps = min(16, max(1, block // 512))
-    rows = x.numel() // width
+    rows, warps = x.numel() // width, _warps(block)
     norm_kernel[(rows,)](x, factors, out, width, epsilon, BLOCK=block, num_warps=warps, **_early(x.device))
     return out
 
@@ -139,7 +195,14 @@ def _(x: Tensor, factors: Tensor, epsilon: float) -> Tensor:
 
 SMALL_NORM = torch.ops.cleave.small_norm.default
 SMALL_LINEAR = torch.ops.cleave.small_linear.default
+SPLIT_LINEAR = torch.ops.cleave.split_linear.default
+ADD_NORM = torch.ops.cleave.add_norm.default
 """The operators as graphs have them."""
+
+
+def _warps(block: int) -> int:
+    """Of a program that holds a row of so many values."""
+    return min(16, max(1, block // 512))
 
 
 @functools.cache

@@ -95,6 +95,31 @@ def norm_kernel(
     tl.store(out + row, (wide * scale).to(x.dtype.element_ty) * factor, mask=inside)
 
 
+@triton.jit(do_not_specialize=["rows"])
+def add_norm_kernel(
+    parts, residual, total, factors, out, rows, width, epsilon,
+    SPLITS: tl.constexpr, EARLY: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """total [rows, width] = residual + the sum of parts [SPLITS, rows, width], and its RMS norm in out."""
+    at = tl.arange(0, BLOCK)
+    inside = at < width
+    factor = tl.load(factors + at, mask=inside, other=0.0)
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
+    row = tl.program_id(0).to(tl.int64) * width + at
+    kept = tl.load(residual + row, mask=inside, other=0.0)
+    sums = tl.zeros([BLOCK], tl.float32)
+    for split in tl.static_range(SPLITS):
+        part = tl.load(parts + split * rows * width + row, mask=inside, other=0.0)
+        sums += part.to(tl.float32)
+    kept += sums.to(kept.dtype)
+    tl.store(total + row, kept, mask=inside)
+    wide = kept.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(wide * wide, 0) / width + epsilon)
+    tl.store(out + row, (wide * scale).to(kept.dtype) * factor, mask=inside)
+
+
 @triton.jit
 def fetch(weight, row, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Have the first COLUMNS of the rows `row` [ROWS] of a matrix of 16-bit values brought into the GPU's
@@ -108,23 +133,31 @@ def fetch(weight, row, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def matrix_kernel(
     x, weight, out, residual, rows, height, width,
     RESIDUAL: tl.constexpr, SWIGLU: tl.constexpr, EVEN: tl.constexpr, EARLY: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    FETCH: tl.constexpr, GROUP: tl.constexpr,
+    FETCH: tl.constexpr, GROUP: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     """As `vector_kernel` for x [rows, width], by the matrix units; a program has BLOCK_M rows of x.
 
     With SWIGLU the upper half of its BLOCK_N rows of the weight are of the gate, the lower half of the up
     projection. It has no norm: with several rows that costs more here than in a launch of its own. FETCH
     columns of the weight are on their way to the cache before the last kernel has ended. Programs of GROUP
-    neighbouring columns of the result follow one another; 0: BLOCK_M holds all rows.
+    neighbouring columns of the result follow one another; 0: BLOCK_M holds all rows. With SPLITS, out is
+    [SPLITS, rows, height] float32: what is to be added up, each over a part of the width.
     """
     dtype = x.dtype.element_ty
     WIDE: tl.constexpr = BLOCK_N // 2 if SWIGLU else BLOCK_N
     program = tl.program_id(0)
+    begin, end = 0, width
+    if SPLITS:
+        split, blocks = program % SPLITS, tl.cdiv(width, BLOCK_K)
+        program //= SPLITS
+        begin = split * blocks // SPLITS * BLOCK_K
+        end = tl.minimum((split + 1) * blocks // SPLITS * BLOCK_K, width)
+        out += split.to(tl.int64) * rows * height
     first, first_row = program * WIDE, 0
     if GROUP:
         across, down = tl.cdiv(rows, BLOCK_M), tl.cdiv(height, WIDE)
@@ -141,11 +174,11 @@ def matrix_kernel(
     weight_at = weight + n[:, None].to(tl.int64) * width + k[None, :]
     if EARLY:
         if FETCH:
-            fetch(weight, n, width, BLOCK_N, FETCH)
+            fetch(weight + begin, n, width, BLOCK_N, FETCH)
         gdc_wait()
 
     sums = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    for start in range(0, width, BLOCK_K):
+    for start in range(begin, end, BLOCK_K):
         inside = EVEN | (start + k < width)
         tile = tl.load(weight_at + start, mask=inside[None, :], other=0.0)
         part = tl.load(x_at + start, mask=is_row[None, :] & inside[:, None], other=0.0)
@@ -153,7 +186,7 @@ def matrix_kernel(
     if EARLY:
         gdc_launch_dependents()  # not before: what waits takes the place of programs that read
 
-    result = sums.to(dtype)
+    result = sums if SPLITS else sums.to(dtype)
     if SWIGLU:
         halves = tl.permute(tl.reshape(result, [2, WIDE, BLOCK_M]), [1, 2, 0])
         gate, up = tl.split(halves)

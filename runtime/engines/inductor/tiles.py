@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from cleave.runtime.engines.inductor.small import Blocks, multiply
@@ -11,14 +13,16 @@ _TILES = (
     (16, Blocks(64, 128, 4, 4)),
     (32, Blocks(64, 128, 4, 4)),
     (64, Blocks(64, 64, 4, 5)),
-    (128, Blocks(128, 64, 8, 4)),
-    (256, Blocks(128, 64, 8, 3)),
+    (128, Blocks(128, 64, 8, 3)),
 )
 """The most rows of a block, and its blocks: the first that holds all rows, or the last.
 
-All of them multiply by one instruction, in which every value of the result has a sum of its own, over the
+All of them multiply by the matrix units, where every value of the result has a sum of its own, over the
 width from its beginning: that is why they give the same bits. tests/gpu/test_deterministic.py holds it.
 """
+_LARGE = (256, Blocks(128, 64, 8, 3))
+"""For more rows than that, where a program has so much shared memory:"""
+_LARGE_BYTES = 160 << 10
 
 
 @torch.library.custom_op("cleave::tiled_linear", mutates_args=())
@@ -30,7 +34,8 @@ def tiled_linear(x: Tensor, weight: Tensor, residual: Tensor | None, swiglu: boo
     """
     x, weight = x.contiguous(), weight.contiguous()
     residual = None if residual is None else residual.contiguous()
-    rows, blocks = next((tile for tile in _TILES if len(x) <= tile[0]), _TILES[-1])
+    largest = _LARGE if _has_room(x.device) else _TILES[-1]
+    rows, blocks = next((tile for tile in _TILES if len(x) <= tile[0]), largest)
     return multiply(x, weight, residual, swiglu, blocks, rows)
 
 
@@ -41,3 +46,10 @@ def _(x: Tensor, weight: Tensor, residual: Tensor | None, swiglu: bool) -> Tenso
 
 TILED_LINEAR = torch.ops.cleave.tiled_linear.default
 """The operator as graphs have it."""
+
+
+@functools.cache
+def _has_room(device: torch.device) -> bool:
+    from cleave.kvcache.backends.triton_device import resources
+
+    return resources(device)[1] >= _LARGE_BYTES

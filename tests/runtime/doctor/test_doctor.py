@@ -75,6 +75,12 @@ NO_GPU: dict[str, Any] = {"driver": None, "driver_error": "nvidia-smi is not the
         (replace(WORKSTATION, **NO_GPU), "inductor", True, "on the CPU only: no NVIDIA driver"),
         (replace(WORKSTATION, **NO_GPU), "tensorrt_rtx", False, "builds for compute capability 8.6, 8.9"),
         (replace(WORKSTATION, **NO_GPU), "onnxruntime", True, "on the CPU, with 8 cores"),
+        (
+            replace(WORKSTATION, arithmetic="float32 in AVX2", huge_pages=True),
+            "onnxruntime",
+            True,
+            "on the CPU, with 8 cores; float32 in AVX2; large weights in huge pages",
+        ),
         (replace(WORKSTATION, gpus=()), "triton", False, "driver 580.65.06 sees no GPU"),
         (replace(WORKSTATION, gpus=(OLD,)), "triton", False, "Tesla T4 has compute capability 7.5; 8.0"),
         (replace(WORKSTATION, gpus=(OLD, ADA)), "triton", True, "NVIDIA L40S"),

@@ -20,7 +20,10 @@ from cleave.kvcache.step import Chunk
 from cleave.runtime.compare.trace import to_numpy
 from cleave.runtime.engines.engine import Engine, EngineOptions, create_engine
 from cleave.runtime.engines.inductor import engine as engine_module
+from cleave.runtime.engines.inductor import functions as functions_module
+from cleave.runtime.engines.inductor.choose import Linear
 from cleave.runtime.engines.inductor.engine import InductorEngine
+from cleave.runtime.engines.inductor.small import Blocks
 
 pytestmark = pytest.mark.slow
 """A C++ compiler takes some seconds for every function."""
@@ -191,5 +194,28 @@ def test_with_fixed_rows_the_logits_are_those_of_the_onnxruntime_engine(
     for got, wanted in zip(run_steps(engine, opened), run_steps(other, opened), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
     assert engine.compilations == 3
+    engine.close()
+    other.close()
+
+
+@pytest.mark.parametrize("splits", [0, 2])
+def test_with_own_kernels_the_logits_are_those_of_the_onnxruntime_engine(
+    artifact: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, splits: int
+) -> None:
+    """As for few rows on a GPU: all linear layers in Triton, here in its interpreter."""
+    monkeypatch.setattr(functions_module, "SMALL", {"cpu": (1, 2)})
+    opened = Artifact.open(artifact("gqa"))
+    engine = InductorEngine(opened, options())
+
+    def choose(layer: Linear) -> Blocks:
+        return Blocks(32, 32, 4, 2, splits if layer.norm_after else 0)
+
+    monkeypatch.setattr(engine._functions, "chooser", choose)
+    other = create_engine("onnxruntime", opened, options())
+    for got, wanted in zip(run_steps(engine, opened), run_steps(other, opened), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+    programs = [engine._functions._program_for(1, rows).module.code for rows in (1, 2)]
+    assert ["split_linear" in code for code in programs] == [False, splits > 0]
+    assert not any("torch._C._nn.linear" in code for code in programs)
     engine.close()
     other.close()

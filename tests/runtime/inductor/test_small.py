@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import astuple
 
 import pytest
@@ -15,7 +16,17 @@ from cleave.runtime.engines.inductor.fix import fix_rows
 from cleave.runtime.engines.inductor.fuse import fuse_small_linears
 from cleave.runtime.engines.inductor.operators import rms_norm
 from cleave.runtime.engines.inductor.program import Program
-from cleave.runtime.engines.inductor.small import SMALL_LINEAR, SMALL_NORM, Blocks, small_linear, small_norm
+from cleave.runtime.engines.inductor.small import (
+    ADD_NORM,
+    SMALL_LINEAR,
+    SMALL_NORM,
+    SPLIT_LINEAR,
+    Blocks,
+    add_norm,
+    small_linear,
+    small_norm,
+    split_linear,
+)
 from cleave.runtime.engines.inductor.tiles import TILED_LINEAR, tiled_linear
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -55,6 +66,25 @@ def test_a_linear_layer_of_few_rows(dtype: torch.dtype, rows: int, width: int, f
     if residual is not None:
         wanted = wanted + residual.double()
     assert_close(got, wanted, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [2, 16, 23])
+@pytest.mark.parametrize("splits", [1, 3, 4])
+@pytest.mark.parametrize("width", [256, 200], ids=["even", "ragged"])
+def test_the_parts_of_a_linear_layer_are_added_up_by_the_norm(
+    dtype: torch.dtype, rows: int, splits: int, width: int
+) -> None:
+    x, weight = random(rows, width, dtype=dtype, seed=0), random(96, width, dtype=dtype, seed=1) / 8
+    residual, factors = random(rows, 96, dtype=dtype, seed=2), random(96, dtype=dtype, seed=3)
+    parts = split_linear(x, weight, list(astuple(Blocks(64, 64, 4, 3, splits))))
+    assert parts.shape == (splits, rows, 96)
+    assert parts.dtype == torch.float32
+    total, normed = add_norm(parts, residual, factors, EPSILON)
+    wanted = residual.double() + x.double() @ weight.double().T
+    assert_close(total, wanted, dtype)
+    assert_close(normed, rms_norm(wanted, factors.double(), EPSILON), dtype)
+    torch.testing.assert_close(normed, rms_norm(total, factors, EPSILON))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -127,6 +157,44 @@ def test_a_layer_is_fused_with_what_stands_around_it(rows: int) -> None:
     given += [random(*shape, dtype=torch.float16, seed=1) / 4 for shape in SHAPES.values()]
     (got,), (wanted,) = fused.module(*given), program.module(*given)
     assert_close(got, wanted.double(), torch.float16)
+
+
+def two_layers() -> Program:
+    """x, y -> x + down(y), and what a linear layer gives of the norm of it."""
+
+    def layers(x, y, down, norm, up):  # type: ignore[no-untyped-def]
+        total = x + F.linear(y, down, None)
+        normed = total.tracer.create_proxy("call_function", rms_norm, (total, norm, EPSILON), {})
+        return total, F.linear(normed, up, None)
+
+    return Program(fx.symbolic_trace(layers), ("x", "y"), (("down",), ("norm",), ("up",)), ("total", "z"))
+
+
+@pytest.mark.parametrize("blocks", [None, Blocks(16, 32, 4, 2), Blocks(16, 32, 4, 2, 2)])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_norm_adds_up_what_comes_in_parts(rows: int, blocks: Blocks | None) -> None:
+    program = two_layers()
+    shapes = {"down": (32, 64), "norm": (32,), "up": (48, 32)}
+    asked: list[Linear] = []
+
+    def choose(layer: Linear) -> Blocks | None:
+        asked.append(layer)
+        return blocks if layer.norm_after else Blocks(16, 32, 4, 2)
+
+    fused = fuse_small_linears(program, rows, shapes, choose)
+    targets = [node.target for node in fused.module.graph.nodes if node.op == "call_function"]
+    wanted = {
+        None: [F.linear, torch.unsqueeze, ADD_NORM],
+        Blocks(16, 32, 4, 2): [SMALL_LINEAR, SMALL_NORM],
+        Blocks(16, 32, 4, 2, 2): [SPLIT_LINEAR, ADD_NORM],
+    }[blocks]
+    if rows > 1:
+        assert [one for one in targets if one is not operator.getitem] == [*wanted, SMALL_LINEAR]
+    assert asked[0] == Linear(rows, 32, 64, residual=True, norm_after=rows > 1)
+    given = [random(rows, 32, dtype=torch.float16, seed=0), random(rows, 64, dtype=torch.float16, seed=1)]
+    given += [random(*shape, dtype=torch.float16, seed=2) / 4 for shape in shapes.values()]
+    for got, right in zip(fused.module(*given), program.module(*given), strict=True):
+        assert_close(got, right.double(), torch.float16)
 
 
 def test_with_fixed_rows_nothing_is_left_to_a_library() -> None:
