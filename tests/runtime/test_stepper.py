@@ -206,7 +206,7 @@ def test_in_lockstep_the_device_samples_structured_output_too() -> None:
 
     rig = Rig(4)
     rig.engine = engine = DeviceEngine()
-    tokens = SampledTokens(LikeliestTokens("cpu"), DeviceSampler(200, "cpu", 4))
+    tokens = SampledTokens(LikeliestTokens("cpu", 4), DeviceSampler(200, "cpu", 4))
     rig.stepper = Stepper(engine, rig.server, tokens)
     sequences = [chunk.sequence for chunk in rig.step]
     sampling(sequences[1], temperature=0.01, logit_bias={150: 5.0}, logprobs=2, seed=1)
