@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Protocol
 
 from cleave.crew.pool import PoolCrew
 from cleave.crew.semaphore import SemaphoreCrew, has_semaphores
 from cleave.errors import EngineError
 from cleave.threads import has_one_thread_pool
+
+_log = logging.getLogger("cleave")
 
 
 class Crew(Protocol):
@@ -42,6 +45,10 @@ def make_crew(threads: int, name: str) -> Crew:
         if can_borrow():
             try:
                 return BorrowedCrew(threads)
-            except (EngineError, OSError):
-                pass  # `means` of the crew says which one it became
+            except (EngineError, OSError) as error:
+                _log.warning(
+                    "ONNX Runtime does not lend its threads, so %s gets its own: %s",
+                    name,
+                    error,
+                )
     return SemaphoreCrew(threads, name) if has_semaphores() else PoolCrew(threads, name)

@@ -34,8 +34,9 @@ class Trampoline:
             os.close(self._file)
             raise
         # The loader takes a path that it knows for the library that it has, and numbers of files come again:
-        # the address is spelled out in steps that lead nowhere.
-        steps = f"{address:b}".replace("1", "./").replace("0", "/")
+        # what is in the library is spelled out in steps that lead nowhere.
+        content = name.encode() + struct.pack("<Q", address)
+        steps = f"{int.from_bytes(content):b}".replace("1", "./").replace("0", "/")
         self.path = f"/proc/self/fd/{steps}{self._file}"
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from cleave.crew.crew import Crew, make_crew
 from cleave.errors import AttentionError
 from cleave.kvcache.backend import CacheShape
 from cleave.kvcache.backends import cpu_kernel
+from cleave.kvcache.backends.cpu_tiles import VECTORS
 from cleave.kvcache.backends.cpu_work import Work, cut
 from cleave.kvcache.rope import rope_tables
 from cleave.kvcache.spec import AttentionSpec, RopeSpec
@@ -23,6 +25,7 @@ from cleave.lanes import LANES
 Float32 = npt.NDArray[np.float32]
 
 _UNLIMITED = 1 << 40
+_log = logging.getLogger("cleave")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,7 @@ class CpuBackend:
             for spec in shape.specs
         ]
         self._crew: Crew = make_crew(threads, "cleave-attention")
+        _log.info("attention on %d threads, %s, with %s", threads, self._crew.means, VECTORS)
         self._work: list[Work] = []
 
     def plan(self, step: StepPlan) -> None:

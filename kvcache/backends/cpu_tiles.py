@@ -26,6 +26,8 @@ LOWEST = -3.4028234663852886e38
 # the row must fit in the registers, and about eight sums must be under way to hide the latency of a
 # multiply-add. AVX-512 has registers of 16 floats, 32 of them; AVX2 has 16 of 8.
 _HAS_AVX512 = bool(binding.get_host_cpu_features().get("avx512f", False))
+VECTORS = "vectors of 16 floats (AVX-512)" if _HAS_AVX512 else "vectors of 8 floats or fewer"
+"""What the loops are made for, for people."""
 _SCORE_COLUMNS = {1: 4, 2: 4, 3: 4, 4: 2, 5: 2, 6: 2} if _HAS_AVX512 else {1: 4, 2: 2, 3: 1, 4: 1, 5: 1, 6: 1}
 _VALUE_COLUMNS = {1: 4, 2: 4, 3: 4, 4: 2, 5: 2, 6: 2} if _HAS_AVX512 else {1: 4, 2: 2, 3: 2, 4: 1, 5: 1, 6: 1}
 

@@ -194,3 +194,27 @@ print(type(crew.make_crew(2, "x")).__name__)
 )
 def test_the_crew_is_the_one_that_suits_the_process(pools: str, system: str, kind: str) -> None:
     assert script(CHOICE, pools, system).out.split() == [kind]
+
+
+REFUSED = """
+import os, sys
+from cleave.crew import callback, crew
+from cleave.threads import own_process
+own_process()
+if sys.argv[1] == "no files in memory":
+    def memfd_create(name):
+        raise OSError(1, "not permitted")
+    os.memfd_create = memfd_create
+else:
+    callback._API = 1 << 20
+made = crew.make_crew(2, "attention")
+print(type(made).__name__)
+"""
+
+
+@pytest.mark.skipif(not can_borrow(), reason="threads are borrowed on Linux for x86-64 only")
+@pytest.mark.parametrize("why", ["no files in memory", "no such version"])
+def test_where_threads_cannot_be_borrowed_that_is_said(why: str) -> None:
+    ended = script(REFUSED, why)
+    assert ended.out.split() == ["SemaphoreCrew"]
+    assert "ONNX Runtime does not lend its threads, so attention gets its own" in ended.err

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from crews import KINDS
 
-from cleave.kvcache.backends import cpu_work
+from cleave.kvcache.backends import cpu, cpu_work
 from cleave.kvcache.server import AttentionServer
 from cleave.kvcache.spec import AttentionSpec, RopeSpec
 from cleave.kvcache.step import Chunk
@@ -34,6 +35,7 @@ every_spec = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def _share_small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let threads share every step, however small."""
     monkeypatch.setattr(cpu_work, "SPLIT", 1)
+    monkeypatch.setattr(cpu_work, "APPEND", 1)
 
 
 def server_of(spec: AttentionSpec, num_pages: int = 32, **changes: Any) -> AttentionServer:
@@ -121,6 +123,20 @@ def test_threads_do_not_change_bits(spec: AttentionSpec, threads: int) -> None:
     counts = [300, 1, 1, 31]
     server = server_of(spec, threads=threads)
     assert_same_bits(alone(server, tokens, counts), alone(server_of(spec), tokens, counts))
+    server.shutdown()
+
+
+@every_spec
+@pytest.mark.parametrize("kind", KINDS)
+def test_whose_threads_they_are_does_not_change_bits(
+    spec: AttentionSpec, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = tokens_of(spec, LENGTH)
+    counts = [300, 1, 1, 31]
+    expected = alone(server_of(spec), tokens, counts)
+    monkeypatch.setattr(cpu, "make_crew", lambda threads, name: KINDS[kind](threads))
+    server = server_of(spec, threads=4)
+    assert_same_bits(alone(server, tokens, counts), expected)
     server.shutdown()
 
 
