@@ -121,13 +121,13 @@ class StoredWeights:
         ready, size = self.checkpoint.ready, self.quantization.group_size if self.quantization else None
         if ready is not None and name in ready.shapes:
             return ready.matrix(name)
-        blocks = _row_blocks(self.checkpoint.tensor(name))
+        blocks = _row_blocks(name, self.checkpoint.tensor(name))
         if size is None:
             return RowInt8.concatenate([quantize_int8(block) for block in blocks])
         return GroupedInt4.concatenate([quantize_int4(block, size) for block in blocks])
 
     def _embedding_arrays(self) -> Sequence[npt.NDArray[Any]]:
-        blocks = _row_blocks(self.checkpoint.tensor(EMBEDDING))
+        blocks = _row_blocks(EMBEDDING, self.checkpoint.tensor(EMBEDDING))
         table = RowInt8.concatenate([quantize_int8(block) for block in blocks])
         return table.values, table.scales
 
@@ -152,7 +152,7 @@ def _alone(read: Callable[[str], npt.NDArray[Any]], name: str) -> Sequence[npt.N
     return (read(name),)
 
 
-def _row_blocks(tensor: StoredTensor) -> Iterator[torch.Tensor]:
+def _row_blocks(name: str, tensor: StoredTensor) -> Iterator[torch.Tensor]:
     """The rows of a matrix of floats, as many at a time as fit a block."""
     rows, columns = tensor.shape
     width = tensor.nbytes // rows
@@ -163,8 +163,11 @@ def _row_blocks(tensor: StoredTensor) -> Iterator[torch.Tensor]:
             count = min(step, rows - start)
             block = bytearray(count * width)
             if file.readinto(block) != len(block):
-                raise ExportError(f"{tensor.file} ended while a matrix was read")
-            yield torch.frombuffer(block, dtype=_TORCH[tensor.dtype]).reshape(count, columns)
+                raise ExportError(f"{tensor.file} ended while {name} was read")
+            values = torch.frombuffer(block, dtype=_TORCH[tensor.dtype]).reshape(count, columns)
+            if not bool(torch.isfinite(values).all()):
+                raise ExportError(f"{name} has values that are not finite; export without --quantize")
+            yield values
 
 
 def _copy(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from command import assert_one_sentence, cleave, contents
 from damage import copy_of, edit_json
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cleave.errors import ArtifactError, ExportError
 from cleave.export import trace
@@ -21,6 +21,7 @@ from cleave.export.dequantized import dequantized_weights
 from cleave.export.exporter import ExportRequest, export
 from cleave.export.manifest import MANIFEST, PARTS
 from cleave.export.quantization import Quantization
+from cleave.export.quantization_choice import check_quantization
 from cleave.export.shape import ModelShape
 from cleave.runtime.bench.counts import ModelShape as CountedShape
 
@@ -168,6 +169,24 @@ def test_options_that_do_not_fit_are_refused_in_a_sentence(
     for word in words:
         assert word in ended.err
     assert not (tmp_path / "a").exists() or not list((tmp_path / "a").iterdir())
+
+
+def test_values_that_are_not_finite_are_refused(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    folder = copy_of(checkpoint("gqa"), tmp_path / "checkpoint")
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name][3, 4] = torch.inf
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ExportError, match=f"{name} has values that are not finite"):
+        export(ExportRequest(str(folder), tmp_path / "artifact", quantize="int4"))
+    assert not list((tmp_path / "artifact").glob("*"))
+
+
+def test_more_inputs_than_an_int32_can_sum_are_refused() -> None:
+    name = "model.layers.0.mlp.down_proj.weight"
+    with pytest.raises(ExportError, match=r"66312 inputs.*int4"):
+        check_quantization(Quantization("int8"), {name: (8, 66_312)}, is_tied=False, ready=False)
+    check_quantization(Quantization("int8"), {name: (8, 66_311)}, is_tied=False, ready=False)
 
 
 def test_a_tied_embedding_is_not_quantised_without_its_lm_head(
