@@ -70,6 +70,12 @@ _SECTIONS = {
         "so, of pieces that `cleave build` had optimised and packed, and that ONNX Runtime packs again all "
         "the same; `no packing`: those without packing, which gives other bits.",
     ),
+    "quantization": (
+        "Quantisation",
+        "The demo checkpoint's weights in float32 and quantised: bytes of weights.safetensors, KL divergence "
+        "from float32 and perplexity by that of float32 on held-out text, known answers, and tokens/s in "
+        "lockstep.",
+    ),
     "scheduler": ("Scheduler", "The cost of a scheduling decision."),
     "tensorrt_rtx_build": (
         "Building for TensorRT for RTX",
@@ -113,6 +119,7 @@ def _result(record: Mapping[str, Any], kind: str) -> str:
         "vs_vllm": _vs_vllm,
         "sampler": _sampler,
         "start_up": _start_up,
+        "quantization": report_cpu.quantization,
     }.get(kind, _plain)
     return (
         f"{draw(record['figures'])}\n"

@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -29,19 +28,13 @@ GENERATION_CONFIG = "generation_config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 _BLOCK = 1 << 24
-_NUMPY: dict[str, Any] = {
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "I8": np.int8,
-    "U8": np.uint8,
-}
 _ONNX = {
     "F32": onnx.TensorProto.FLOAT,
     "F16": onnx.TensorProto.FLOAT16,
     "BF16": onnx.TensorProto.BFLOAT16,
     "I8": onnx.TensorProto.INT8,
     "U8": onnx.TensorProto.UINT8,
+    "I32": onnx.TensorProto.INT32,
 }
 
 Lookup = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
@@ -120,11 +113,9 @@ class Artifact:
     def weight(self, name: str) -> npt.NDArray[Any]:
         """A tensor, mapped from disk: read-only, row-major, in the dtype that it is stored in."""
         tensor = self.tensors.get(name)
-        if tensor is None or tensor.dtype not in _NUMPY:
+        if tensor is None or tensor.dtype not in _ONNX:
             raise ArtifactError(f"{self.folder / WEIGHTS} has no tensor {name}; export batchful again")
-        return np.memmap(
-            tensor.file, dtype=_NUMPY[tensor.dtype], mode="r", offset=tensor.offset, shape=tensor.shape
-        )
+        return tensor.mapped()
 
     def embedding(self) -> npt.NDArray[Any]:
         """The embedding [vocab, hidden] as it is stored, mapped from disk; see `embedding_rows`."""
@@ -143,12 +134,7 @@ class Artifact:
         if table.dtype != np.int8:
             return table.__getitem__
         scales = self.weight(self.manifest.embedding + SCALE)
-
-        def dequantized(token_ids: npt.NDArray[Any]) -> npt.NDArray[Any]:
-            rows: npt.NDArray[Any] = table[token_ids] * scales[token_ids, None]
-            return rows
-
-        return dequantized
+        return lambda token_ids: np.asarray(table[token_ids] * scales[token_ids, None])
 
     def batchful_graph(self) -> onnx.ModelProto:
         """The batchful graph, without weight data.

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,16 @@ import psutil
 from cleave.errors import CleaveError, ExportError
 from cleave.export.artifact import Artifact, load_graph
 from cleave.export.checkpoint import Checkpoint
-from cleave.export.dequantized import dequantized_matrix, float_graph, use_dequantized
+from cleave.export.dequantized import dequantized_matrix, float_graph, use_dequantized, use_weights
 from cleave.export.manifest import Manifest
-from cleave.export.pieces import ATTENTION, Piece, cut, make_initializers, widen
-from cleave.export.tensorfile import ITEM_BYTES
+from cleave.export.pieces import ATTENTION, Piece, cut, widen
+from cleave.export.session import Arrays, GraphSession
 
 TOLERANCE = 1e-4
 """Of |error| / |logits| in float32; what was seen is 1e-6, a wrong graph gives 1e-2 and more."""
 
 _TOKENS = 48
 _SEED = 0
-_Arrays = dict[str, npt.NDArray[Any]]
 
 
 def run_check(checkpoint: Checkpoint, artifact: Path, manifest: Manifest, *, device: str) -> dict[str, Any]:
@@ -40,7 +39,7 @@ def run_check(checkpoint: Checkpoint, artifact: Path, manifest: Manifest, *, dev
     Where the model does not fit the free memory in float32 the check is left out, and the result says
     so. Raises ExportError where the graphs disagree with transformers.
     """
-    values = sum(tensor.nbytes // ITEM_BYTES.get(tensor.dtype, 4) for tensor in checkpoint.tensors.values())
+    values = sum(map(math.prod, checkpoint.shapes.values()))
     needed, free = values * 4 * 5 // 4, psutil.virtual_memory().available
     if needed > free:
         return {
@@ -116,6 +115,9 @@ def _transformers_logits(
     )
     model = model.float()
     use_dequantized(model, artifact)
+    ready = Checkpoint(checkpoint).ready
+    if ready is not None:  # read once more by the checkpoint's own layout, the artifact left aside
+        use_weights(model, ready.all_dequantized(manifest.num_layers))
     model = model.to(device).eval()
     with torch.no_grad():
         logits = model(torch.from_numpy(tokens)[None].to(device)).logits[0]
@@ -130,7 +132,7 @@ def _artifact_logits(
     manifest = artifact.manifest
     embeds = artifact.embedding_rows()(tokens).astype(np.float32) * np.float32(manifest.embedding_scale)
     rows = len(tokens) - 1
-    passes: list[_Arrays] = [
+    passes: list[Arrays] = [
         {"inputs_embeds": embeds[:rows], "logit_rows": np.arange(rows)},
         {"inputs_embeds": embeds[rows:], "logit_rows": np.zeros(1, np.int64)},
     ]
@@ -138,22 +140,22 @@ def _artifact_logits(
     pieces = cut(graph)
     for layer, piece in enumerate(pieces):
         model = widen(piece.model)
-        session = _session(model, _weights(artifact, model, piece))
+        session = GraphSession(model, _weights(artifact, model, piece))
         for values in passes:
             inputs = {name: values[name] for name in piece.inputs}
-            values |= _run(session, inputs, piece.outputs)
+            values |= session.run(inputs, piece.outputs)
             values |= {carried: values[name] for carried, name in piece.hands_on.items()}
         if layer < len(graphs):
             _attend(passes, graphs[layer], manifest, layer, len(tokens))
     return np.concatenate([values["logits"] for values in passes])
 
 
-def _weights(artifact: Artifact, model: onnx.ModelProto, piece: Piece) -> _Arrays:
+def _weights(artifact: Artifact, model: onnx.ModelProto, piece: Piece) -> Arrays:
     """The weights of a piece, as integers or floats as it asks for them."""
     quantization = artifact.manifest.quantization
     tensors = {tensor.name: tensor for tensor in (quantization.tensors if quantization else ())}
     types = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
-    weights: _Arrays = {}
+    weights: Arrays = {}
     for name, tensor in piece.weights.items():
         is_float = types[name] == onnx.TensorProto.FLOAT
         if is_float and tensor in tensors:
@@ -166,11 +168,11 @@ def _weights(artifact: Artifact, model: onnx.ModelProto, piece: Piece) -> _Array
 
 
 def _attend(
-    passes: list[_Arrays], graphs: tuple[Path, Path], manifest: Manifest, layer: int, context: int
+    passes: list[Arrays], graphs: tuple[Path, Path], manifest: Manifest, layer: int, context: int
 ) -> None:
     """Attention of one layer for both passes, by the exported graphs over one cache."""
     spec = manifest.layer_specs[layer]
-    cache: _Arrays = {
+    cache: Arrays = {
         name: np.zeros((context, spec.kv_heads, spec.head_dim), np.float32) for name in ("k_cache", "v_cache")
     }
     first = 0
@@ -180,28 +182,10 @@ def _attend(
         slots = {"positions": np.arange(first, end), "slots": np.arange(first, end)}
         inputs = {name: values[name] for name in ("q", "k", "v")} | slots | cache
         inputs["context_slots"] = np.arange(oldest, end)
-        results = _run(_session(widen(load_graph(graph)), {}), inputs, ("out", "k_cache_out", "v_cache_out"))
+        results = GraphSession(widen(load_graph(graph))).run(inputs, ("out", "k_cache_out", "v_cache_out"))
         values[ATTENTION] = results["out"]
         cache = {"k_cache": results["k_cache_out"], "v_cache": results["v_cache_out"]}
         first = end
-
-
-def _session(model: onnx.ModelProto, weights: _Arrays) -> Any:
-    """Weights as initializers, as an engine has them: some operators compute others in another way."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.add_external_initializers(
-        list(weights), [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
-    )
-    make_initializers(model, weights)
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-
-
-def _run(session: Any, inputs: Mapping[str, npt.NDArray[Any]], outputs: tuple[str, ...]) -> _Arrays:
-    return dict(zip(outputs, session.run(list(outputs), dict(inputs)), strict=True))
 
 
 def main(arguments: list[str]) -> int:

@@ -11,7 +11,9 @@ from typing import Any
 from cleave.errors import CheckpointError, reason
 from cleave.export.families import check_architecture
 from cleave.export.manifest import MANIFEST
-from cleave.export.quantization import Ready
+from cleave.export.packed_linear import is_packed
+from cleave.export.quantized_checkpoint import QuantizedCheckpoint
+from cleave.export.quantized_checkpoint_config import QuantizationConfig
 from cleave.export.tensorfile import StoredTensor, read_header
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -40,9 +42,9 @@ class Checkpoint:
             raise CheckpointError(f"{config} does not hold a JSON object")
         self.architecture = check_architecture(self.config.get("architectures"), where=str(folder))
         quantization = self.config.get("quantization_config")
-        if quantization:
-            method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-            raise CheckpointError(f"{folder} is quantised ({method}); give the unquantised checkpoint")
+        self.quantization = (
+            QuantizationConfig.parse(quantization, where=str(folder)) if quantization else None
+        )
 
     @classmethod
     def find(cls, model: str) -> Checkpoint:
@@ -79,10 +81,26 @@ class Checkpoint:
         return tensors
 
     @cached_property
+    def ready(self) -> QuantizedCheckpoint | None:
+        """The matrices of a GPTQ or AWQ checkpoint; None for a checkpoint that is not quantised.
+
+        Raises CheckpointError where the tensors of a quantised layer do not fit together.
+        """
+        if self.quantization is None:
+            return None
+        return QuantizedCheckpoint(self.quantization, self.tensors, folder=self.folder)
+
+    @cached_property
     def dtype(self) -> str:
-        """The checkpoint's own dtype, by its largest tensor: "float32", "float16" or "bfloat16"."""
-        largest = max(self.tensors.values(), key=lambda tensor: tensor.nbytes)
+        """The checkpoint's own dtype, by its largest tensor: "float32", "float16" or "bfloat16".
+
+        Packed integers do not count.
+        """
         names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+        tensors = [
+            tensor for tensor in self.tensors.values() if self.quantization is None or tensor.dtype in names
+        ]
+        largest = max(tensors or self.tensors.values(), key=lambda tensor: tensor.nbytes)
         if largest.dtype not in names:
             raise CheckpointError(
                 f"the weights of {self.folder} are {largest.dtype}; Cleave reads {', '.join(names)}"
@@ -90,9 +108,13 @@ class Checkpoint:
         return names[largest.dtype]
 
     @cached_property
-    def ready(self) -> Ready | None:
-        """The matrices that the checkpoint has quantised already; None where it has none."""
-        return None
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every weight by its name; a packed matrix is [out, in], and called as a plain one."""
+        plain = {name: tensor.shape for name, tensor in self.tensors.items()}
+        if self.ready is None:
+            return plain
+        packed = {**self.ready.shapes, **self.ready.dequantized_shapes}
+        return {name: shape for name, shape in plain.items() if not is_packed(name)} | packed
 
     def tensor(self, name: str) -> StoredTensor:
         """Raises CheckpointError where the checkpoint lacks the tensor."""

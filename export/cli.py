@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from cleave.errors import ExportError, MissingPackage
 from cleave.export.checkpoint import Checkpoint
@@ -56,6 +58,18 @@ def export(
             "--quantize_embedding/--no_quantize_embedding", help="The embedding to int8. Default: no."
         ),
     ] = None,
+    quality: Annotated[
+        bool, typer.Option("--quality/--no_quality", help="Measure what quantising costs.")
+    ] = True,
+    calibration: Annotated[
+        Path | None,
+        typer.Option("--calibration", help="Text to measure on, UTF-8. Default: one that comes with Cleave."),
+    ] = None,
+    max_kl: Annotated[
+        float | None,
+        typer.Option("--max_kl", help="Largest KL divergence from float32, nats a token. Default: 0.1."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Export however large the divergence is.")] = False,
     test: Annotated[
         bool, typer.Option("--test", help="Export nothing; let plain transformers continue --input.")
     ] = False,
@@ -85,6 +99,10 @@ def export(
         group_size=group_size,
         quantize_lm_head=quantize_lm_head,
         quantize_embedding=quantize_embedding,
+        quality=quality,
+        calibration=calibration,
+        max_kl=max_kl,
+        force=force,
     )
     checkpoint = Checkpoint.find(model)
     # Importing torch takes seconds: a mistake above is told before.
@@ -141,5 +159,29 @@ def _summary(console: Console, output_dir: Path, manifest: Manifest) -> None:
         )
     elif "skipped" in check:
         console.print(f"not checked: {check['skipped']}", highlight=False, soft_wrap=True)
+    if manifest.quality:
+        console.print(_quality_table(manifest.quality))
     if manifest.missing_parts:
         console.print(f"still missing: {', '.join(manifest.missing_parts)}", highlight=False, soft_wrap=True)
+
+
+def _quality_table(quality: Mapping[str, Any]) -> Table:
+    """What quantising costs; see `cleave.export.quality.Quality`."""
+    text = "the bundled text" if quality["text"] == "bundled" else quality["text"]
+    table = Table(title=f"quality, on {quality['tokens']} tokens of {text}", title_justify="left", box=None)
+    table.add_column("")
+    table.add_column("quantised", justify="right")
+    table.add_column("float32", justify="right")
+    table.add_column("")
+    perplexity = f"{quality['perplexity']:.3f}"
+    if "kl" not in quality:
+        table.add_row("perplexity", perplexity, "-", "the checkpoint has no float32 form to compare with")
+        return table
+    ratio = f"ratio {quality['perplexity_ratio']:.4f}"
+    table.add_row("perplexity", perplexity, f"{quality['reference_perplexity']:.3f}", ratio)
+    allowed = f"nats a token, +- {quality['kl_error']:.5f}; allowed {quality['max_kl']:g}"
+    allowed += ", forced" if quality["kl"] > quality["max_kl"] else ""
+    table.add_row("KL divergence, mean", f"{quality['kl']:.5f}", "0", allowed)
+    table.add_row("KL divergence, 99 %", f"{quality['kl_99']:.5f}", "0", "99 of 100 tokens are below")
+    table.add_row("same next token", f"{quality['same_token']:.2%}", "", "the likeliest one")
+    return table

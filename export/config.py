@@ -19,6 +19,9 @@ def load_config(folder: Path, num_layers: int | None = None) -> Any:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # its validators raise whatever they come upon
         raise CheckpointError(f"transformers cannot read {folder / 'config.json'}: {reason(error)}") from None
+    if hasattr(config, "quantization_config"):
+        # The layers of the model are plain ones; what is packed is unpacked before they see it.
+        del config.quantization_config
     if num_layers is not None:
         config.num_hidden_layers = num_layers
         if getattr(config, "layer_types", None):

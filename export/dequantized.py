@@ -6,7 +6,7 @@ quantisation: a graph that is wrong, or activations rounded to integers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -25,12 +25,15 @@ _Floats = npt.NDArray[np.float32]
 
 
 def dequantized_matrix(artifact: Artifact, tensor: QuantizedTensor) -> _Floats:
-    """What one quantised tensor stands for, [out of all members, in]. Raises ArtifactError for damage."""
+    """What one quantised tensor stands for, [out of all members, in], its inputs as they are stored.
+
+    Raises ArtifactError for damage.
+    """
     return _stored(artifact, tensor).dequantize()
 
 
 def dequantized_weights(artifact: Artifact) -> Iterator[tuple[str, _Floats]]:
-    """Every quantised matrix by its name in the checkpoint, [out, in], the embedding included.
+    """Every quantised matrix by its name in the checkpoint, [out, in] as it is there, the embedding included.
 
     A quantised lm_head is "lm_head.weight" even where the checkpoint ties it to the embedding.
     """
@@ -38,6 +41,10 @@ def dequantized_weights(artifact: Artifact) -> Iterator[tuple[str, _Floats]]:
     for tensor in quantization.tensors if quantization else ():
         rows = 0
         matrix = dequantized_matrix(artifact, tensor)
+        if tensor.order is not None:
+            restored = np.empty_like(matrix)
+            restored[:, artifact.weight(tensor.order)] = matrix
+            matrix = restored
         for name, out in tensor.members:
             yield (_LM_HEAD if tensor.name == _LM_HEAD else name), matrix[rows : rows + out]
             rows += out
@@ -48,9 +55,14 @@ def dequantized_weights(artifact: Artifact) -> Iterator[tuple[str, _Floats]]:
 
 def use_dequantized(model: Any, artifact: Artifact) -> None:
     """Give a transformers model in float32 the weights that a quantised artifact computes with."""
+    use_weights(model, dequantized_weights(artifact))
+
+
+def use_weights(model: Any, weights: Iterable[tuple[str, _Floats]]) -> None:
+    """Give a transformers model in float32 some weights by their names."""
     import torch
 
-    for name, matrix in dequantized_weights(artifact):
+    for name, matrix in weights:
         module, _, leaf = name.rpartition(".")
         # A new parameter: a tied lm_head shall not bring the embedding along.
         weight = torch.nn.Parameter(torch.from_numpy(matrix), requires_grad=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -18,7 +19,9 @@ from cleave.export.check import run_check
 from cleave.export.checkpoint import Checkpoint
 from cleave.export.config import load_config
 from cleave.export.graphs import save_batchful, save_batchless, weight_names
+from cleave.export.input_order import reorder_inputs
 from cleave.export.manifest import MANIFEST, PARTS, SIZES, Manifest
+from cleave.export.quality_gate import QualityGate
 from cleave.export.quantization_choice import (
     COMPUTES_IN,
     check_quantization,
@@ -36,6 +39,7 @@ from cleave.plugins.spec import AttentionSpec
 
 __all__ = ["ExportRequest", "Report", "export"]
 
+_log = logging.getLogger("cleave")
 _LIBRARIES = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir")
 _GRAPH_BYTES = 64 << 20
 """Room that graphs and tokenizer are taken to need at most, for the check of the disk."""
@@ -100,6 +104,10 @@ class _Export:
         if present is not None:
             self._refuse_to_mix(present)
         self.meta = MetaModel(self._config(), self.dtype, checkpoint.architecture)
+        is_quantized = self.quantization is not None
+        self.gate = QualityGate.of(request, checkpoint, self.meta.config, is_quantized=is_quantized)
+        for note in checkpoint.ready.notes if checkpoint.ready else ():
+            _log.warning("%s", note)
 
     def run(self, folder: Path) -> Manifest:
         """Stage the parts in `folder`, check them, publish them."""
@@ -117,6 +125,10 @@ class _Export:
             self.report("tracing", 0, 1)
             graph, specs = self.meta.trace()
             self.report("tracing", 1, 1)
+            if self.gate is not None:
+                self.gate.keep_reference(graph)
+            if self.checkpoint.ready is not None:
+                reorder_inputs(graph, self.checkpoint.ready.orders)
             if self.quantization is not None:
                 self.quantization = quantize_graph(graph, self._is_quantized, self.quantization)
         else:
@@ -140,7 +152,9 @@ class _Export:
         if self.request.check and not manifest.missing_parts:
             checked = self._check(folder, manifest)
             manifest = replace(manifest, check=checked)
-            (folder / MANIFEST).write_text(manifest.to_json(), "utf-8")
+        if self.gate is not None:
+            manifest = replace(manifest, quality=self.gate.measure(folder, manifest, self.report))
+        (folder / MANIFEST).write_text(manifest.to_json(), "utf-8")
         publish(folder, self.request.output_dir)
         self._remove_leftovers(manifest)
         return manifest
@@ -167,8 +181,11 @@ class _Export:
     def _config(self) -> Any:
         config = load_config(self.checkpoint.folder, self.num_layers)
         # As transformers does: a checkpoint that has both tensors, and not the same values, ties nothing.
+        ready = self.checkpoint.ready
         if config.tie_word_embeddings and LM_HEAD in self.checkpoint.tensors:
             config.tie_word_embeddings = self.checkpoint.same_values(LM_HEAD, EMBEDDING)
+        elif ready is not None and LM_HEAD in (*ready.shapes, *ready.dequantized_shapes):
+            config.tie_word_embeddings = False
         return config
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -241,6 +258,7 @@ class _Export:
             parts={part: parts[part] for part in PARTS if part in parts},
             files={name: files[name] for name in sorted(used) if name in files},
             quantization=self.quantization,
+            quality=self.kept.quality if self.kept else {},
             libraries={name: importlib.metadata.version(name) for name in ("cleave", *_LIBRARIES)},
         )
 

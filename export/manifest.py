@@ -58,6 +58,8 @@ class Manifest:
     quantization: Quantization | None = None
     check: dict[str, Any] = field(default_factory=dict)
     """How far the exported graphs are from transformers; empty where that was not measured."""
+    quality: dict[str, Any] = field(default_factory=dict)
+    """What quantising costs; see `cleave.export.quality.Quality`. Empty where that was not measured."""
 
     @property
     def layer_specs(self) -> tuple[AttentionSpec, ...]:
@@ -92,7 +94,7 @@ class Manifest:
             "cut": {"operator": "cleave::CleaveAttention", "version": 1, "layers": self.num_layers},
         }
         if self.quantization is None:
-            del data["quantization"]
+            del data["quantization"], data["quality"]
         return json.dumps(data, indent=1) + "\n"
 
     @classmethod
@@ -134,6 +136,7 @@ class Manifest:
             libraries=dict(data["libraries"]),
             quantization=Quantization.from_dict(data["quantization"]) if "quantization" in data else None,
             check=dict(data["check"]),
+            quality=dict(data.get("quality", {})),
         )
         for size in SIZES:
             _whole(size, manifest.config[size])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from cleave.errors import ExportError
-from cleave.export.quantized import GROUP_SIZES, Quantized
+from cleave.export.quantized import GROUP_SIZES
 
 METHODS = ("int8", "int4")
 DEFAULT_GROUP_SIZE = 32
@@ -16,25 +16,6 @@ SCALE, ZERO_POINT = "_scale", "_zero_point"
 
 Described = tuple[str, str, tuple[int, ...]]
 """Name, dtype and shape of a tensor, as safetensors has them."""
-
-
-class Ready(Protocol):
-    """Matrices that are quantised already, as a GPTQ or AWQ checkpoint has them.
-
-    `Checkpoint.ready` is one, or None. The exporter takes these as they are and quantises none of them
-    again; asking for `--quantize` too is refused.
-    """
-
-    method: str
-    """"int8" or "int4"."""
-    group_size: int | None
-    """Of all matrices; None for int8."""
-    shapes: Mapping[str, tuple[int, int]]
-    """Name of each matrix, as an unquantised checkpoint calls it ("model.layers.0.self_attn.q_proj.weight"),
-    -> (out, in)."""
-
-    def matrix(self, name: str) -> Quantized:
-        """One matrix, read when it is asked for. Raises CheckpointError where it is damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +27,8 @@ class QuantizedTensor:
     members: tuple[tuple[str, int], ...]
     """Each matrix as the checkpoint calls it, and its outputs."""
     inputs: int
+    order: str | None = None
+    """The tensor that says where each stored input is in the model (act-order); None: in the same place."""
 
     @property
     def out(self) -> int:
@@ -130,7 +113,10 @@ def embedding_stored(name: str, vocab: int, hidden: int) -> Sequence[Described]:
 
 def _tensor(data: Mapping[str, Any]) -> QuantizedTensor:
     members = tuple((str(name), int(out)) for name, out in data["members"])
-    made = QuantizedTensor(str(data["name"]), members, int(data["inputs"]))
+    order = data.get("order")
+    made = QuantizedTensor(
+        str(data["name"]), members, int(data["inputs"]), None if order is None else str(order)
+    )
     if min(made.inputs, *(out for _, out in members)) < 1:
         raise ValueError(f"a size of {made.name} is not positive")
     return made

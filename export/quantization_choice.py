@@ -15,6 +15,8 @@ from cleave.export.trace import EMBEDDING, LM_HEAD
 
 COMPUTES_IN = "float32"
 """What a quantised graph computes in between two products: the processors that it is for have no other."""
+_MOST_INPUTS = (2**31 - 1) // (255 * 127)
+"""Of int8: the largest activation times the largest weight, as often, is what an int32 holds."""
 
 
 def choose_quantization(
@@ -51,6 +53,12 @@ def check_quantization(
             "lm_head is tied to the embedding, and would read it in floats; leave --quantize_embedding out, "
             "or quantise lm_head too"
         )
+    for name, shape in shapes.items():
+        if quantization.group_size is None and is_wanted(quantization, name) and shape[-1] > _MOST_INPUTS:
+            raise ExportError(
+                f"{name} has {shape[-1]} inputs; sums of more than {_MOST_INPUTS} products do not fit the 32 "
+                "bits of int8: use --quantize int4"
+            )
     if quantization.group_size is not None and not ready:
         for name, shape in shapes.items():
             if is_wanted(quantization, name):

@@ -2,7 +2,7 @@
 
 A matrix is that of a linear layer, [out, in]: a row gives one output. These are what the exporter writes,
 whether it quantised them itself or took them as they are from a quantised checkpoint; see
-`cleave.export.quantization.Ready`.
+`cleave.export.quantized_checkpoint`.
 """
 
 from __future__ import annotations

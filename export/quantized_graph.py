@@ -17,6 +17,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from cleave.errors import ExportError
+from cleave.export.input_order import order_of
 from cleave.export.quantization import Quantization, QuantizedTensor
 from cleave.export.quantized import check_group_size
 from cleave.export.trace import EMBEDDING, LM_HEAD
@@ -82,6 +83,7 @@ class _Rewriter:
             LM_HEAD if names == [EMBEDDING] else _joined(names),
             tuple((name, _width(node.outputs[0])) for name, node in zip(names, nodes, strict=True)),
             _width(x),
+            order_of(x),
         )
         self.tensors.append(tensor)
         self._layer = tensor.name.removesuffix(".weight")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,14 @@ class ExportRequest:
     """None: as the layers."""
     quantize_embedding: bool | None = None
     """To int8 by rows; None: no."""
+    quality: bool = True
+    """Measure what quantising costs before the artifact is published."""
+    calibration: Path | None = None
+    """Text to measure on; None: the bundled one."""
+    max_kl: float | None = None
+    """Largest KL divergence from float32, in nats a token; None: `cleave.export.quality.MAX_KL`."""
+    force: bool = False
+    """Publish the artifact however far it is from float32."""
 
     def __post_init__(self) -> None:
         """Raises ExportError for values that are not allowed. Paths may be given as text."""
@@ -49,6 +58,22 @@ class ExportRequest:
         check_device(self.device)
         if self.quantize is not None:
             _ = self.quantization
+        self._check_quality()
+
+    def _check_quality(self) -> None:
+        if self.calibration is not None:
+            object.__setattr__(self, "calibration", Path(self.calibration).expanduser())
+        # Not "< 0": nothing compares with NaN.
+        if self.max_kl is not None and not 0 <= self.max_kl < math.inf:
+            raise ExportError(f"max_kl is {self.max_kl}; it must be a number of nats, 0 or more, such as 0.1")
+        if self.quality_options and not self.quality:
+            raise ExportError(f"{self.quality_options[0]} needs the measurement; leave --no_quality out")
+
+    @property
+    def quality_options(self) -> tuple[str, ...]:
+        """Options that were given, and mean something only where the quality is measured."""
+        given = {"calibration": self.calibration, "max_kl": self.max_kl, "force": self.force or None}
+        return tuple(name for name, value in given.items() if value is not None)
 
     @property
     def quantization(self) -> Quantization | None:

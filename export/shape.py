@@ -12,11 +12,13 @@ from cleave.errors import ArtifactError, CheckpointError
 from cleave.export.artifact import WEIGHTS, read_manifest
 from cleave.export.checkpoint import Checkpoint
 from cleave.export.manifest import MANIFEST, Manifest
-from cleave.export.quantization import SCALE, Quantization
-from cleave.export.tensorfile import StoredTensor, read_header
+from cleave.export.quantization import SCALE, Quantization, QuantizedTensor
+from cleave.export.quantized_checkpoint import QuantizedCheckpoint
+from cleave.export.tensorfile import ITEM_BYTES, StoredTensor, read_header
 from cleave.plugins.spec import AttentionSpec
 
 _LM_HEAD = "lm_head.weight"
+_QUANTIZED_COMPUTES_IN = "float32"
 _NOT_WEIGHTS = ("rotary_emb.inv_freq",)
 """Ends of the names of buffers that old checkpoints keep and no graph reads."""
 
@@ -76,21 +78,33 @@ def _of_artifact(folder: Path) -> ModelShape:
 def _of_checkpoint(folder: Path) -> ModelShape:
     checkpoint = Checkpoint(folder)
     config = checkpoint.config
-    tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.endswith(_NOT_WEIGHTS)}
+    shapes = {name: shape for name, shape in checkpoint.shapes.items() if not name.endswith(_NOT_WEIGHTS)}
     if config.get("tie_word_embeddings"):
-        tensors.pop(_LM_HEAD, None)
+        shapes.pop(_LM_HEAD, None)
     vocab, hidden = _matrix(checkpoint, "model.embed_tokens.weight")
     return ModelShape(
         source=str(folder),
         architecture=checkpoint.architecture,
-        dtype=checkpoint.dtype,
+        dtype=checkpoint.dtype if checkpoint.ready is None else _QUANTIZED_COMPUTES_IN,
         context=_number(checkpoint, "max_position_embeddings"),
         hidden=hidden,
-        intermediate=_intermediate({name: tensor.shape for name, tensor in tensors.items()}, hidden),
+        intermediate=_intermediate(shapes, hidden),
         vocab=vocab,
         layers=tuple(_layer_spec(checkpoint, layer) for layer in range(checkpoint.layers)),
-        parameters=sum(prod(tensor.shape) for tensor in tensors.values()),
+        parameters=sum(map(prod, shapes.values())),
+        quantized_bytes=_packed_bytes(checkpoint.ready, shapes) if checkpoint.ready else None,
     )
+
+
+def _packed_bytes(ready: QuantizedCheckpoint, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """What the artifact of a quantised checkpoint will take: what is not packed is in float32 there."""
+    plain = sum(prod(shape) for name, shape in shapes.items() if name not in ready.shapes)
+    how = Quantization(ready.method, ready.group_size)
+    packed = 0
+    for name, (out, inputs) in ready.shapes.items():
+        stored = how.stored(QuantizedTensor(name, ((name, out),), inputs))
+        packed += sum(ITEM_BYTES[dtype] * prod(shape) for _, dtype, shape in stored)
+    return ITEM_BYTES["F32"] * plain + packed
 
 
 def _layer_spec(checkpoint: Checkpoint, layer: int) -> AttentionSpec:
@@ -150,7 +164,7 @@ def _intermediate(shapes: Mapping[str, tuple[int, ...]], hidden: int) -> int:
 
 
 def _matrix(checkpoint: Checkpoint, name: str) -> tuple[int, int]:
-    shape = checkpoint.tensor(name).shape
+    shape = checkpoint.shapes.get(name) or checkpoint.tensor(name).shape
     if len(shape) != 2:
         raise CheckpointError(f"{name} of {checkpoint.folder} is {list(shape)}; a matrix was expected")
     return shape[0], shape[1]

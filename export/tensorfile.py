@@ -16,9 +16,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
 from cleave.errors import CleaveError
 
-ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1}
+_NUMPY: dict[str, Any] = {
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "I32": np.int32,
+}
+ITEM_BYTES: dict[str, int] = {name: np.dtype(kind).itemsize for name, kind in _NUMPY.items()}
 
 
 class TensorFileError(CleaveError):
@@ -33,8 +45,12 @@ class StoredTensor:
     offset: int
     nbytes: int
     dtype: str
-    """As safetensors writes it: "F32", "F16", "BF16", "I8", "U8"."""
+    """As safetensors writes it; Cleave reads "F32", "F16", "BF16", "I8", "U8" and "I32"."""
     shape: tuple[int, ...]
+
+    def mapped(self) -> npt.NDArray[Any]:
+        """The tensor, mapped from disk: read-only. Raises KeyError for a dtype that Cleave does not read."""
+        return np.memmap(self.file, _NUMPY[self.dtype], mode="r", offset=self.offset, shape=self.shape)
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:

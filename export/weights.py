@@ -17,6 +17,7 @@ from cleave.export.checkpoint import Checkpoint
 from cleave.export.quantization import Described, Quantization, QuantizedTensor, embedding_stored
 from cleave.export.quantize import quantize_int4, quantize_int8
 from cleave.export.quantized import GroupedInt4, Quantized, RowInt8
+from cleave.export.quantized_checkpoint import QuantizedCheckpoint
 from cleave.export.quantized_storage import to_arrays
 from cleave.export.tensorfile import StoredTensor, TensorFileWriter, TensorLayout, plan_layout
 from cleave.export.trace import EMBEDDING
@@ -35,14 +36,17 @@ def check_tensors(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]])
 
     Raises CheckpointError where one is lacking, ExportError for a shape or dtype that cannot be exported.
     """
-    ready = checkpoint.ready.shapes if checkpoint.ready else {}
+    if checkpoint.ready is not None:
+        checkpoint.ready.check_biases(shapes)
     for name, wanted in shapes.items():
-        shape = ready[name] if name in ready else checkpoint.tensor(name).shape
-        if shape != wanted:
+        shape = checkpoint.shapes.get(name)
+        if shape is None:
+            checkpoint.tensor(name)  # says what is wrong
+        elif shape != wanted:
             raise ExportError(
                 f"{name} is {list(shape)} in the checkpoint; its config asks for {list(wanted)}"
             )
-        if name not in ready and checkpoint.tensor(name).dtype not in _TORCH:
+        elif name in checkpoint.tensors and checkpoint.tensor(name).dtype not in _TORCH:
             raise ExportError(
                 f"{name} is {checkpoint.tensor(name).dtype}; Cleave exports {', '.join(_TORCH)}"
             )
@@ -63,7 +67,7 @@ class StoredWeights:
         A file without the embedding has a header as long as one with it, so that adding the embedding
         later moves no other tensor and the graph's offsets stay true.
         """
-        described = {entry[0]: entry for group in self._quantized() for entry in group.stored}
+        described = {entry[0]: entry for group in self._computed() for entry in group.stored}
         graph = [described.get(name) or self._float(name) for name in names]
         table = [entry for name, entry in described.items() if name.startswith(EMBEDDING)]
         table = [] if EMBEDDING in names else table or [self._float(EMBEDDING)]
@@ -75,7 +79,7 @@ class StoredWeights:
 
         Raises ExportError where a value does not fit the dtype: float16 ends at 65504.
         """
-        groups = {group.stored[0][0]: group for group in self._quantized()}
+        groups = {group.stored[0][0]: group for group in self._computed()}
         beside = {entry[0] for group in groups.values() for entry in group.stored[1:]}
         with TensorFileWriter(file, layout) as writer:
             for name in layout.sizes:
@@ -96,9 +100,12 @@ class StoredWeights:
         dtype = self.checkpoint.dtype if is_apart else self.dtype
         return name, STORED[dtype], self.checkpoint.tensor(name).shape
 
-    def _quantized(self) -> Iterator[_Group]:
+    def _computed(self) -> Iterator[_Group]:
+        """What is no copy of a tensor of the checkpoint."""
         if self.quantization is None:
             return
+        if self.checkpoint.ready is not None:
+            yield from _taken_over(self.checkpoint.ready)
         for tensor in self.quantization.tensors:
             yield _Group(tuple(self.quantization.stored(tensor)), partial(self._arrays, tensor))
         if self.quantization.embedding:
@@ -114,26 +121,38 @@ class StoredWeights:
         ready, size = self.checkpoint.ready, self.quantization.group_size if self.quantization else None
         if ready is not None and name in ready.shapes:
             return ready.matrix(name)
-        blocks = _row_blocks(self.checkpoint.tensor(name))
+        blocks = _row_blocks(name, self.checkpoint.tensor(name))
         if size is None:
             return RowInt8.concatenate([quantize_int8(block) for block in blocks])
         return GroupedInt4.concatenate([quantize_int4(block, size) for block in blocks])
 
     def _embedding_arrays(self) -> Sequence[npt.NDArray[Any]]:
-        blocks = _row_blocks(self.checkpoint.tensor(EMBEDDING))
+        blocks = _row_blocks(EMBEDDING, self.checkpoint.tensor(EMBEDDING))
         table = RowInt8.concatenate([quantize_int8(block) for block in blocks])
         return table.values, table.scales
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """A quantised matrix: the tensors that it is stored as, and what computes them."""
+    """A quantised matrix or another computed tensor: what it is stored as, and what computes it."""
 
     stored: Sequence[Described]
     arrays: Callable[[], Sequence[npt.NDArray[Any]]]
 
 
-def _row_blocks(tensor: StoredTensor) -> Iterator[torch.Tensor]:
+def _taken_over(ready: QuantizedCheckpoint) -> Iterator[_Group]:
+    """What a quantised checkpoint brings beside its matrices: their orders, and those dequantised."""
+    for name in dict.fromkeys(ready.orders.values()):
+        yield _Group(((name, "I32", ready.order(name).shape),), partial(_alone, ready.order, name))
+    for name, shape in ready.dequantized_shapes.items():
+        yield _Group(((name, "F32", shape),), partial(_alone, ready.dequantize, name))
+
+
+def _alone(read: Callable[[str], npt.NDArray[Any]], name: str) -> Sequence[npt.NDArray[Any]]:
+    return (read(name),)
+
+
+def _row_blocks(name: str, tensor: StoredTensor) -> Iterator[torch.Tensor]:
     """The rows of a matrix of floats, as many at a time as fit a block."""
     rows, columns = tensor.shape
     width = tensor.nbytes // rows
@@ -144,8 +163,11 @@ def _row_blocks(tensor: StoredTensor) -> Iterator[torch.Tensor]:
             count = min(step, rows - start)
             block = bytearray(count * width)
             if file.readinto(block) != len(block):
-                raise ExportError(f"{tensor.file} ended while a matrix was read")
-            yield torch.frombuffer(block, dtype=_TORCH[tensor.dtype]).reshape(count, columns)
+                raise ExportError(f"{tensor.file} ended while {name} was read")
+            values = torch.frombuffer(block, dtype=_TORCH[tensor.dtype]).reshape(count, columns)
+            if not bool(torch.isfinite(values).all()):
+                raise ExportError(f"{name} has values that are not finite; export without --quantize")
+            yield values
 
 
 def _copy(

@@ -35,6 +35,8 @@ def trace_transformers(checkpoint: Path, artifact: Artifact, tokens: Sequence[in
     if not (checkpoint / "config.json").is_file():
         raise CompareError(f"{checkpoint} is not a checkpoint: it has no config.json")
     config = transformers.AutoConfig.from_pretrained(checkpoint, local_files_only=True)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # the artifact has its matrices; they are put in their places below
     _check_shape(config, artifact, checkpoint)
     _check_memory(artifact)
     config.num_hidden_layers = manifest.num_layers

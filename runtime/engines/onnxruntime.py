@@ -21,6 +21,7 @@ from cleave.export.manifest import Manifest
 from cleave.export.pieces import ATTENTION, Piece, cut, make_initializers, widen
 from cleave.runtime.engines.engine import Attention, EngineOptions, Observer
 from cleave.runtime.engines.huge_pages import HugePages
+from cleave.runtime.engines.integer_products import are_exact
 from cleave.runtime.engines.onnxruntime_fusion import fuse
 from cleave.runtime.engines.residual import check_observable, with_residual
 from cleave.runtime.engines.wires import wire
@@ -37,6 +38,10 @@ _SAVING = {
     "session.save_external_prepacked_constant_initializers": "1",
 }
 _LARGEST_GROUP_OF_ONE_ORDER = 32
+_SATURATING = (
+    "this processor has no VNNI, and sums of 8-bit products saturate on it: answers of int8 weights may be "
+    "worse here than the export measured; int4 or unquantised weights are not concerned"
+)
 _Array = npt.NDArray[Any]
 
 
@@ -56,6 +61,8 @@ class OnnxRuntimeEngine:
         self.notes: tuple[str, ...] = ()
         if manifest.dtype != "float32":
             self.notes = (f"{manifest.dtype} weights are widened to float32: the CPU computes in float32",)
+        if manifest.quantization and manifest.quantization.method == "int8" and not are_exact():
+            self.notes += (_SATURATING,)
         self._layers = manifest.num_layers
         self._embed = artifact.embedding_rows()
         self._scale = np.float32(manifest.embedding_scale)
@@ -278,7 +285,7 @@ def _rows_multiple(manifest: Manifest) -> int:
 
 def _computable(weight: _Array) -> _Array:
     """The weight in a dtype that the processor computes in: integers as they are, floats in float32."""
-    is_float = weight.dtype not in (np.int8, np.uint8)
+    is_float = weight.dtype.kind not in "iu"
     return np.ascontiguousarray(weight, np.float32 if is_float else None)
 
 

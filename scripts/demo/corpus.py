@@ -34,13 +34,19 @@ class Corpus:
         """Write `train.txt` and `heldout.txt`: one document a line, special tokens written out.
 
         A line is what the model was trained on: begin-of-sequence, document, end-of-sequence. Encode it with
-        `add_special_tokens=False`.
+        `add_special_tokens=False`. `calibration.txt` is `calibration_text`; `export/` has a copy of it.
         """
         directory.mkdir(parents=True, exist_ok=True)
         paths = [directory / "train.txt", directory / "heldout.txt"]
         for path, documents in zip(paths, (self.train, self.held_out), strict=True):
             path.write_text("".join(f"{line(document)}\n" for document in documents), encoding="utf-8")
+        paths.append(directory / "calibration.txt")
+        paths[-1].write_text(self.calibration_text(), encoding="utf-8")
         return paths
+
+    def calibration_text(self) -> str:
+        """Return the plain texts of the held-out split, an empty line between two of them."""
+        return "\n\n".join(document.text for document in self.held_out if document.text) + "\n"
 
 
 def build_corpus(seed: int = 0) -> Corpus:

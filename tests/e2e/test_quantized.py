@@ -22,6 +22,8 @@ from cleave.runtime.engines.engine import (
     engine_builder,
     engine_kinds,
 )
+from cleave.runtime.engines.integer_products import are_exact
+from cleave.runtime.engines.processor import processor
 from cleave.runtime.model import Model, ModelOptions
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -30,7 +32,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "int4": {"quantize": "int4"},
     "int4_64": {"quantize": "int4", "group_size": 64, "quantize_lm_head": False},
 }
-
 OPTIONS = EngineOptions(max_tokens=64)
 
 
@@ -126,6 +127,26 @@ def test_every_family_is_what_transformers_makes_of_the_same_weights(
     with LLM(folder) as llm:
         (answer,) = llm.generate([[3, 1, 4, 1, 5]], SamplingParams(max_tokens=8, ignore_eos=True))
     assert len(answer.token_ids) == 8
+
+
+# What the processor may lack.
+
+
+@pytest.mark.parametrize(("quantize", "is_told"), [("int8", True), ("int4", False)])
+def test_int8_on_a_processor_whose_sums_saturate_is_told(
+    quantize: str, is_told: bool, quantized_artifact: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cleave.runtime.engines.onnxruntime.are_exact", lambda: False)
+    folder = quantized_artifact("demo", **KINDS[quantize])
+    engine = create_engine("onnxruntime", Artifact.open(folder, verify=False), OPTIONS)
+    assert any("saturate" in note for note in engine.notes) == is_told
+    engine.close()
+
+
+def test_the_products_of_this_processor_are_looked_at() -> None:
+    vnni = ("avx512_vnni", "avx_vnni", "asimddp")
+    if any(name in processor() for name in vnni):
+        assert are_exact()
 
 
 # Other engines.

@@ -136,7 +136,7 @@ def test_a_model_type_of_another_architecture(refuse: Callable[..., str], model:
     refuse(model, "LlamaForCausalLM", "mixtral", kind=CheckpointError)
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "bitsandbytes"])
+@pytest.mark.parametrize("method", ["fp8", "bitsandbytes", "compressed-tensors"])
 def test_a_quantised_checkpoint(refuse: Callable[..., str], model: Path, method: str) -> None:
     set_config(model, quantization_config={"quant_method": method, "bits": 4})
     refuse(model, "quantised", method, kind=CheckpointError)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,16 @@ import pytest
 import torch
 from command import assert_one_sentence, cleave, contents
 from damage import copy_of, edit_json
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cleave.errors import ArtifactError, ExportError
 from cleave.export import trace
 from cleave.export.artifact import Artifact
-from cleave.export.checkpoint import Checkpoint
 from cleave.export.dequantized import dequantized_weights
 from cleave.export.exporter import ExportRequest, export
 from cleave.export.manifest import MANIFEST, PARTS
 from cleave.export.quantization import Quantization
-from cleave.export.quantize import quantize_int4
-from cleave.export.quantized import Quantized
+from cleave.export.quantization_choice import check_quantization
 from cleave.export.shape import ModelShape
 from cleave.runtime.bench.counts import ModelShape as CountedShape
 
@@ -102,7 +99,7 @@ def test_an_embedding_apart_stays_in_the_checkpoints_dtype(
     from checkpoints import make_checkpoint
 
     source = make_checkpoint(tmp_path / "checkpoint", dtype=getattr(torch, dtype), tie_word_embeddings=True)
-    export(ExportRequest(str(source), tmp_path / "artifact", quantize="int8"))
+    export(ExportRequest(str(source), tmp_path / "artifact", quantize="int8", quality=False))
     artifact = Artifact.open(tmp_path / "artifact")
     assert artifact.manifest.dtype == "float32"
     assert str(artifact.embedding().dtype) == dtype
@@ -125,7 +122,9 @@ def test_the_parts_in_any_order_give_the_same_files(
     options: dict[str, Any] = {"quantize": "int8", "quantize_embedding": True}
     expected = contents(quantized_artifact(variant, **options))
     for part in order:
-        export(ExportRequest(str(checkpoint(variant)), tmp_path, (part,), check=False, **options))
+        export(
+            ExportRequest(str(checkpoint(variant)), tmp_path, (part,), check=False, quality=False, **options)
+        )
         options = {}  # what is there already says how
     assert contents(tmp_path) == expected
 
@@ -143,7 +142,7 @@ def test_parts_of_another_quantisation_do_not_mix(
         (artifact("gqa"), {"quantize": "int8"}),
     ):
         with pytest.raises(ExportError) as error:
-            export(ExportRequest(source, folder, ("embed_tokens",), check=False, **options))
+            export(ExportRequest(source, folder, ("embed_tokens",), check=False, quality=False, **options))
         assert_one_sentence(str(error.value), str(folder), "does not mix")
 
 
@@ -172,6 +171,24 @@ def test_options_that_do_not_fit_are_refused_in_a_sentence(
     assert not (tmp_path / "a").exists() or not list((tmp_path / "a").iterdir())
 
 
+def test_values_that_are_not_finite_are_refused(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    folder = copy_of(checkpoint("gqa"), tmp_path / "checkpoint")
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name][3, 4] = torch.inf
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ExportError, match=f"{name} has values that are not finite"):
+        export(ExportRequest(str(folder), tmp_path / "artifact", quantize="int4"))
+    assert not list((tmp_path / "artifact").glob("*"))
+
+
+def test_more_inputs_than_an_int32_can_sum_are_refused() -> None:
+    name = "model.layers.0.mlp.down_proj.weight"
+    with pytest.raises(ExportError, match=r"66312 inputs.*int4"):
+        check_quantization(Quantization("int8"), {name: (8, 66_312)}, is_tied=False, ready=False)
+    check_quantization(Quantization("int8"), {name: (8, 66_311)}, is_tied=False, ready=False)
+
+
 def test_a_tied_embedding_is_not_quantised_without_its_lm_head(
     checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -180,44 +197,6 @@ def test_a_tied_embedding_is_not_quantised_without_its_lm_head(
     )
     with pytest.raises(ExportError, match="tied"):
         export(request)
-
-
-@dataclass
-class AllReady:
-    """Every linear layer of a checkpoint, as if it had been quantised elsewhere."""
-
-    weights: Mapping[str, torch.Tensor]
-    method: str = "int4"
-    group_size: int | None = 32
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, int]]:
-        return {
-            name: (weight.shape[0], weight.shape[1])
-            for name, weight in self.weights.items()
-            if name.endswith("_proj.weight")
-        }
-
-    def matrix(self, name: str) -> Quantized:
-        return quantize_int4(self.weights[name] * 2, 32)  # other values than those of the floats
-
-
-def test_ready_matrices_are_taken_as_they_are_and_not_quantised_twice(
-    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ready = AllReady(load_file(checkpoint("gqa") / "model.safetensors"))
-    monkeypatch.setattr(Checkpoint, "ready", ready)
-    source = str(checkpoint("gqa"))
-    with pytest.raises(ExportError, match="quantised already"):
-        export(ExportRequest(source, tmp_path, quantize="int8"))
-    with pytest.raises(ExportError, match="groups of 32"):
-        export(ExportRequest(source, tmp_path, group_size=64))
-    export(ExportRequest(source, tmp_path, check=False))
-    artifact = Artifact.open(tmp_path)
-    back = dict(dequantized_weights(artifact))
-    assert set(back) == set(ready.shapes)
-    for name, matrix in back.items():
-        np.testing.assert_array_equal(matrix, ready.matrix(name).dequantize())
 
 
 @pytest.mark.parametrize(

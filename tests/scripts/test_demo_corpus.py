@@ -35,6 +35,11 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
 
 
+def test_the_bundled_calibration_text_is_that_of_the_corpus(corpus: Any) -> None:
+    """`python scripts/train_demo_model.py --write_corpus DIR` writes it; copy it to export/."""
+    assert (ROOT / "export" / "calibration.txt").read_text("utf-8") == corpus.calibration_text()
+
+
 def test_the_same_seed_gives_the_same_corpus(demo: Any, corpus: Any) -> None:
     assert demo.corpus.build_corpus(seed=0) == corpus
 
@@ -52,7 +57,7 @@ def test_every_held_out_fact_can_be_learned_from_the_train_split(corpus: Any) ->
 
 
 def test_a_written_corpus_holds_one_document_a_line(demo: Any, corpus: Any, tmp_path: Path) -> None:
-    train, held_out = corpus.write(tmp_path)
+    train, held_out, _ = corpus.write(tmp_path)
     assert train.read_text(encoding="utf-8").splitlines() == [demo.corpus.line(d) for d in corpus.train]
     assert len(held_out.read_text(encoding="utf-8").splitlines()) == len(corpus.held_out)
 

@@ -1,0 +1,52 @@
+"""The demo checkpoint as GPTQ and AWQ would have written it: known answers, and independence of the batch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from packed import Packing, pack_checkpoint
+from together import run_together
+
+from cleave import LLM, SamplingParams
+from cleave.export.exporter import ExportRequest, export
+from cleave.runtime.model import Model, ModelOptions
+
+PACKINGS = {
+    "gptq_act_order": Packing(group_size=32, act_order=True),
+    "awq": Packing("awq", "gemm", group_size=64),
+}
+
+
+@pytest.fixture(scope="module", params=PACKINGS)
+def artifact(
+    request: pytest.FixtureRequest, demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("packed_demo")
+    packed, _ = pack_checkpoint(demo_checkpoint, folder, PACKINGS[request.param])
+    export(ExportRequest(str(packed), folder / "artifact", check=False))
+    return folder / "artifact"
+
+
+def test_the_known_answers(artifact: Path, demo_checkpoint: Path) -> None:
+    known = json.loads((demo_checkpoint / "known_answers.json").read_text("utf-8"))
+    known = [answer for answer in known if "prompt" in answer]
+    with LLM(artifact) as llm:
+        answers = llm.generate([answer["prompt"] for answer in known], SamplingParams(max_tokens=256))
+    assert [answer.text for answer in answers] == [answer["text"] for answer in known]
+
+
+def test_logits_are_the_same_alone_in_a_batch_and_in_chunks(artifact: Path) -> None:
+    generator = np.random.default_rng(0)
+    prompts = [generator.integers(0, 3072, length).tolist() for length in (70, 1, 33, 8)]
+    model = Model(artifact, ModelOptions(max_tokens_per_step=512))
+    try:
+        together = run_together(model, prompts, chunk=1000)
+        for prompt, expected in zip(prompts, together, strict=True):
+            np.testing.assert_array_equal(run_together(model, [prompt], chunk=1000)[0], expected)
+        for got, expected in zip(run_together(model, prompts, chunk=7), together, strict=True):
+            np.testing.assert_array_equal(got, expected)
+    finally:
+        model.close()
