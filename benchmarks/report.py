@@ -119,7 +119,7 @@ def _result(record: Mapping[str, Any], kind: str) -> str:
         "vs_vllm": _vs_vllm,
         "sampler": _sampler,
         "start_up": _start_up,
-        "quantization": _quantization,
+        "quantization": report_cpu.quantization,
     }.get(kind, _plain)
     return (
         f"{draw(record['figures'])}\n"
@@ -132,28 +132,6 @@ def _vs_vllm(figures: Mapping[str, Any]) -> str:
     rows = [[what, *(f"{value:,.2f}" for value in values)] for what, *values in figures["rows"]]
     head = f"**{figures['shape']}**, {figures['dtype']}, one {figures['gpu']}.\n"
     return f"{head}\n{_table(['', *figures['columns']], rows)}"
-
-
-def _quantization(figures: Mapping[str, Any]) -> str:
-    speeds = [name for name in figures["rows"][0] if name.startswith(("prefill_", "decode_"))]
-    rows = [
-        [
-            row["way"],
-            f"{row['bytes'] / 1e6:.2f}",
-            "" if row["kl"] is None else f"{row['kl']:.5f}",
-            "" if row["perplexity_ratio"] is None else f"{row['perplexity_ratio']:.4f}",
-            f"{row['right']} of {row['known']}",
-            *(f"{row[name]:,.0f}" for name in speeds),
-        ]
-        for row in figures["rows"]
-    ]
-    head = ["weights", "MB", "KL, nats", "perplexity ratio", "known answers"]
-    head += [name.replace("_", ", batch ") for name in speeds]
-    title = (
-        f"{figures['threads']} threads, prompt {figures['prompt']}, output {figures['output']}, medians of "
-        f"{figures['rounds']}{'*' if figures['disturbed'] else ''}.\n\n"
-    )
-    return title + _table(head, rows)
 
 
 def _start_up(figures: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The parts of docs/benchmarks.md about programs side by side on a CPU."""
+"""The parts of docs/benchmarks.md about the CPU: programs side by side, and quantised weights."""
 
 from __future__ import annotations
 
@@ -64,6 +64,29 @@ def side_by_side(figures: Mapping[str, Any]) -> str:
             "that differs."
         )
     return f"{title}\n\n{table(head, rows)}"
+
+
+def quantization(figures: Mapping[str, Any]) -> str:
+    """What quantising costs in quality, and gains in size and speed."""
+    speeds = [name for name in figures["rows"][0] if name.startswith(("prefill_", "decode_"))]
+    rows = [
+        [
+            row["way"],
+            f"{row['bytes'] / 1e6:.2f}",
+            "" if row["kl"] is None else f"{row['kl']:.5f}",
+            "" if row["perplexity_ratio"] is None else f"{row['perplexity_ratio']:.4f}",
+            f"{row['right']} of {row['known']}",
+            *(f"{row[name]:,.0f}" for name in speeds),
+        ]
+        for row in figures["rows"]
+    ]
+    head = ["weights", "MB", "KL, nats", "perplexity ratio", "known answers"]
+    head += [name.replace("_", ", batch ") for name in speeds]
+    title = (
+        f"{figures['threads']} threads, prompt {figures['prompt']}, output {figures['output']}, medians of "
+        f"{figures['rounds']}{'*' if figures['disturbed'] else ''}.\n\n"
+    )
+    return title + table(head, rows)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -61,9 +61,11 @@ class OnnxRuntimeGenAI:
 
 def _build(checkpoint: Path, weights: str, folder: Path) -> None:
     builder = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
-    cache = folder.parent / "cache"
-    options = ["-i", checkpoint, "-o", folder, "-p", weights, "-e", "cpu", "-c", cache]
-    done = subprocess.run([*builder, *map(str, options)], capture_output=True, text=True)
+    place = folder.parent.resolve()
+    options = ["-i", checkpoint.resolve(), "-o", place / folder.name, "-p", weights, "-e", "cpu"]
+    options += ["-c", place / "cache"]
+    # From there, since the builder has modules whose names scripts of this folder have too.
+    done = subprocess.run([*builder, *map(str, options)], cwd=place, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"the builder of onnxruntime-genai failed: {done.stderr.strip().splitlines()[-1]}")
 
