@@ -257,7 +257,8 @@ def main() -> None:
         figures["columns"] = head(figures)
     console = Console()
     console.print(table(figures))
-    console.print(f"written to {save(given.name or f'vs_vllm_{given.shape}_h200', figures)}", soft_wrap=True)
+    name = given.name or f"{'llm' if given.without_vllm else 'vs_vllm'}_{given.shape}_h200"
+    console.print(f"written to {save(name, figures)}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ class Slots:
                 self._free.append(self._places.popitem(last=False)[1][0])
             slot = self._free.pop()
             number = len(state.biased)
-            self.bias_counts[slot] = number
+            self.bias_counts[slot].fill_(number)  # assigning would wait for the device
             if number:
                 self.biased[slot, :number] = self._sent(state.biased.astype(np.int32))
                 self.biases[slot, :number] = self._sent(state.biases)
