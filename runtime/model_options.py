@@ -8,7 +8,8 @@ from pathlib import Path
 
 from cleave.errors import AttentionError, EngineError
 from cleave.kvcache.backend import backend_names
-from cleave.runtime.engines.engine import EngineOptions, check_engine_kind
+from cleave.runtime.engines.engine import EngineOptions
+from cleave.runtime.engines.kinds import check_engine_kind
 
 _STEP_TOKENS = (512, 8192)
 """Rows of the largest step on a CPU and on a GPU."""

@@ -17,7 +17,7 @@ from cleave.runtime.compare.report import as_json, table, verdict
 from cleave.runtime.compare.suspects import suspects
 from cleave.runtime.compare.tokens import tokens_for
 from cleave.runtime.compare.variant import Variant, compare_all
-from cleave.runtime.engines.engine import engine_kinds
+from cleave.runtime.engines.kinds import engine_kinds
 
 
 def compare(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cleave.kvcache.backend import backend_names
 from cleave.runtime.doctor.facts import Facts
-from cleave.runtime.engines.engine import engine_kinds
+from cleave.runtime.engines.kinds import engine_kinds
 
 _LEAST_GPU = "8.0"
 """Of the kernels for GPUs."""

@@ -14,7 +14,8 @@ from cleave.export.artifact import Artifact
 from cleave.runtime.engine_cache.cache import EngineCache
 from cleave.runtime.engine_cache.table import SHORT
 from cleave.runtime.engines.builder import EngineBuilder, get_engine
-from cleave.runtime.engines.engine import check_engine_kind, engine_builder, engine_kinds, engine_label
+from cleave.runtime.engines.engine import engine_builder, engine_label
+from cleave.runtime.engines.kinds import check_engine_kind, engine_kinds
 from cleave.runtime.model_options import ModelOptions, engine_options
 
 Device = Annotated[

@@ -1,9 +1,7 @@
-"""The protocol that every engine follows, and the registry that finds a kind by name."""
+"""The protocol that every engine follows, and how one is made."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,11 +9,11 @@ from typing import Any, Protocol, cast
 
 import numpy.typing as npt
 
-from cleave.errors import EngineError, MissingPackage
 from cleave.export.artifact import Artifact
 from cleave.runtime.engine_cache.cache import EngineCache
 from cleave.runtime.engines.builder import BuildProgress, EngineBuilder, get_engine
 from cleave.runtime.engines.cuda import cuda_is_usable
+from cleave.runtime.engines.kinds import engine_kind
 
 
 class Attention(Protocol):
@@ -137,76 +135,6 @@ class EngineOptions:
     """The logits of a row have the same bits whatever else is in the step."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    module: str
-    factory: str
-    package: str
-    extra: str
-    runs_quantized: bool = False
-    builder: str | None = None
-    """Module and class, with a colon, of the EngineBuilder; None where nothing is built ahead of time."""
-    can_be_deterministic: bool = False
-    """It keeps what `EngineOptions.deterministic` promises where it is asked to, or does always."""
-
-
-# Each factory and builder is called with (Artifact, EngineOptions).
-_KINDS = {
-    "onnxruntime": _Kind(
-        "cleave.runtime.engines.onnxruntime",
-        "OnnxRuntimeEngine",
-        "onnxruntime",
-        "cpu",
-        runs_quantized=True,
-        builder="cleave.runtime.engines.onnxruntime_builder:OnnxRuntimeBuilder",
-        can_be_deterministic=True,
-    ),
-    "inductor": _Kind(
-        "cleave.runtime.engines.inductor.engine",
-        "InductorEngine",
-        "torch",
-        "gpu",
-        builder="cleave.runtime.engines.inductor.builder:InductorBuilder",
-        can_be_deterministic=True,
-    ),
-    "tensorrt_rtx": _Kind(
-        "cleave.runtime.engines.tensorrt_rtx.engine",
-        "TensorRtRtxEngine",
-        "tensorrt_rtx_bindings",
-        "rtx",
-        builder="cleave.runtime.engines.tensorrt_rtx.builder:TensorRtRtxBuilder",
-    ),
-    "tensorrt": _Kind(
-        "cleave.runtime.engines.tensorrt.engine",
-        "TensorRtEngine",
-        "tensorrt",
-        "tensorrt",
-        builder="cleave.runtime.engines.tensorrt.builder:TensorRtBuilder",
-    ),
-}
-
-
-def engine_kinds() -> tuple[str, ...]:
-    """The kinds that `create_engine` takes."""
-    return tuple(_KINDS)
-
-
-def check_engine_kind(kind: str | None) -> None:
-    """Raises EngineError for a kind that is not there; None, the best one, is allowed."""
-    if kind is not None and kind not in _KINDS:
-        raise EngineError(f"there is no engine kind {kind!r}; kinds are: {', '.join(_KINDS)}")
-
-
-def _check_deterministic(kind: str, options: EngineOptions) -> None:
-    """Raises EngineError for a kind that cannot promise what `options.deterministic` asks for."""
-    if options.deterministic and not _entry(kind).can_be_deterministic:
-        able = " or ".join(name for name, entry in _KINDS.items() if entry.can_be_deterministic)
-        raise EngineError(
-            f"the engine {kind} picks its kernels by the size of a step, so it cannot be deterministic; "
-            f"take engine {able}, or leave deterministic away"
-        )
-
-
 def best_engine_kind(artifact: Artifact | None = None) -> str:
     """The fastest kind that this machine can run: "inductor" where there is an NVIDIA GPU for it.
 
@@ -233,9 +161,10 @@ def create_engine(
     where it would have to be built and `allow_build` is False.
     """
     kind = kind or best_engine_kind(artifact)
-    _check_deterministic(kind, options)
-    _check_quantization(kind, artifact)
-    factory = _load(kind, _entry(kind).module, _entry(kind).factory)
+    found = engine_kind(kind)
+    found.check_deterministic(options.deterministic)
+    found.check_quantization(artifact)
+    factory = found.load(found.factory)
     builder = None if options.cache is not None else engine_builder(kind, artifact, options)
     built = None
     if builder is not None:
@@ -263,45 +192,17 @@ def engine_builder(kind: str, artifact: Artifact, options: EngineOptions) -> Eng
     Raises EngineError for an unknown kind or for options that it cannot build for, MissingPackage where its
     package is not installed.
     """
-    entry = _entry(kind)
-    _check_deterministic(kind, options)
-    _check_quantization(kind, artifact)
+    found = engine_kind(kind)
+    found.check_deterministic(options.deterministic)
+    found.check_quantization(artifact)
     quantization = artifact.manifest.quantization
     # ONNX Runtime 1.31.1 computes other values with weights of MatMulNBits that it packed into a file.
-    if entry.builder is None or (quantization is not None and quantization.method == "int4"):
+    if found.builder is None or (quantization is not None and quantization.method == "int4"):
         return None
-    module, _, name = entry.builder.partition(":")
-    builder: EngineBuilder = _load(kind, module, name)(artifact, options)
+    builder: EngineBuilder = found.load(found.builder)(artifact, options)
     return builder
 
 
 def engine_label(artifact: Artifact) -> str:
     """What the engines of an artifact are called in lists: the name of the checkpoint."""
     return Path(artifact.manifest.source).name or artifact.folder.name
-
-
-def _check_quantization(kind: str, artifact: Artifact) -> None:
-    quantization = artifact.manifest.quantization
-    if quantization is not None and not _entry(kind).runs_quantized:
-        able = ", ".join(name for name, entry in _KINDS.items() if entry.runs_quantized)
-        raise EngineError(
-            f"{artifact.folder} is quantised ({quantization.method}), and the engine {kind} computes in "
-            f"floats; use --engine {able}, or export without --quantize"
-        )
-
-
-def _entry(kind: str) -> _Kind:
-    check_engine_kind(kind)
-    return _KINDS[kind]
-
-
-def _load(kind: str, module: str, name: str) -> Any:
-    """A class of a kind. Raises MissingPackage where its package is not installed."""
-    entry = _KINDS[kind]
-    if not _installed(entry):
-        raise MissingPackage(entry.package, entry.extra, f"the engine {kind}")
-    return getattr(importlib.import_module(module), name)
-
-
-def _installed(entry: _Kind) -> bool:
-    return importlib.util.find_spec(entry.package) is not None

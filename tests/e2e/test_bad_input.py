@@ -18,7 +18,7 @@ from cleave.errors import AttentionError, CleaveError, EngineError, RequestError
 from cleave.export.families import SUPPORTED
 from cleave.export.manifest import DTYPES, PARTS
 from cleave.kvcache.backend import backend_names
-from cleave.runtime.engines.engine import engine_kinds
+from cleave.runtime.engines.kinds import engine_kinds
 
 CONTEXT, VOCABULARY = 512, 301
 SHORT = SamplingParams(max_tokens=4, ignore_eos=True)

@@ -20,9 +20,9 @@ from cleave.runtime.engines.engine import (
     best_engine_kind,
     create_engine,
     engine_builder,
-    engine_kinds,
 )
 from cleave.runtime.engines.integer_products import are_exact
+from cleave.runtime.engines.kinds import engine_kinds
 from cleave.runtime.engines.processor import processor
 from cleave.runtime.model import Model
 from cleave.runtime.model_options import ModelOptions

@@ -7,15 +7,15 @@ import importlib
 import pytest
 
 from cleave.runtime.engines.builder import EngineBuilder
-from cleave.runtime.engines.engine import _KINDS
+from cleave.runtime.engines.kinds import KINDS
 
 MEMBERS = {name for name in (*EngineBuilder.__annotations__, *vars(EngineBuilder)) if name[0] != "_"}
-BUILT = [kind for kind, entry in _KINDS.items() if entry.builder is not None]
+BUILT = [kind for kind, entry in KINDS.items() if entry.builder is not None]
 
 
 @pytest.mark.parametrize("kind", BUILT)
 def test_a_builder_has_all_that_the_cache_asks_for(kind: str) -> None:
-    module, _, name = str(_KINDS[kind].builder).partition(":")
+    module, _, name = str(KINDS[kind].builder).partition(":")
     builder = getattr(importlib.import_module(module), name)
     assert {"is_optional", "serves", "build", "table"} < MEMBERS
     # Keys are made with the builder, for one artifact.

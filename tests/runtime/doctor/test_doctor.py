@@ -19,7 +19,7 @@ from cleave.runtime.doctor.facts import Cache, Facts, Gpu, Package
 from cleave.runtime.doctor.probe import parse_gpus, probe
 from cleave.runtime.doctor.report import as_dict, as_text
 from cleave.runtime.doctor.verdicts import attention_verdicts, engine_verdicts
-from cleave.runtime.engines.engine import engine_kinds
+from cleave.runtime.engines.kinds import engine_kinds
 
 ADA = Gpu("NVIDIA L40S", "8.9", 46068)
 HOPPER = Gpu("NVIDIA H200", "9.0", 143771)

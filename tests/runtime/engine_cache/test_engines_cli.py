@@ -14,7 +14,7 @@ from command import Ended, assert_one_sentence, cleave, contents, process
 from engines import Builder, engine_key
 
 from cleave.runtime.engine_cache.cache import EngineCache
-from cleave.runtime.engines import engine
+from cleave.runtime.engines.kinds import KINDS
 
 pytest.importorskip("torch")
 ON_CPU = ("--engine", "inductor", "--device", "cpu")
@@ -109,8 +109,8 @@ def test_no_build_refuses_with_the_reason(artifact: Callable[[str], Path], folde
 def test_a_kind_without_a_build_step_says_so(
     artifact: Callable[[str], Path], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    without = replace(engine._KINDS["onnxruntime"], builder=None)
-    monkeypatch.setitem(engine._KINDS, "onnxruntime", without)
+    without = replace(KINDS["onnxruntime"], builder=None)
+    monkeypatch.setitem(KINDS, "onnxruntime", without)
     cleave("build", artifact("one_layer"), "--engine", "onnxruntime").refused("onnxruntime", "no build step")
     cleave("engines", "why", artifact("one_layer"), "--engine", "onnxruntime").refused("no build step")
     assert contents(folder) is None

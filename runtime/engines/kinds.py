@@ -1,0 +1,106 @@
+"""The kinds of engines: where each is found, what it needs, and what it can promise."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from typing import Any
+
+from cleave.errors import EngineError, MissingPackage
+from cleave.export.artifact import Artifact
+
+
+@dataclass(frozen=True, slots=True)
+class EngineKind:
+    """One kind. Factory and builder are called with (Artifact, EngineOptions)."""
+
+    name: str
+    factory: str
+    """Module and class, with a colon."""
+    package: str
+    extra: str
+    builder: str | None = None
+    """Module and class of the EngineBuilder; None where nothing is built ahead of time."""
+    runs_quantized: bool = False
+    can_be_deterministic: bool = False
+    """It keeps what `EngineOptions.deterministic` promises where it is asked to, or does always."""
+
+    def load(self, place: str) -> Any:
+        """The class at "module:name". Raises MissingPackage where the kind's package is not installed."""
+        if importlib.util.find_spec(self.package) is None:
+            raise MissingPackage(self.package, self.extra, f"the engine {self.name}")
+        module, _, name = place.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+    def check_deterministic(self, is_asked_for: bool) -> None:
+        """Raises EngineError where it is asked for and cannot be promised."""
+        if is_asked_for and not self.can_be_deterministic:
+            able = " or ".join(name for name, kind in KINDS.items() if kind.can_be_deterministic)
+            raise EngineError(
+                f"the engine {self.name} picks its kernels by the size of a step, so it cannot be "
+                f"deterministic; take engine {able}, or leave deterministic away"
+            )
+
+    def check_quantization(self, artifact: Artifact) -> None:
+        """Raises EngineError for a quantised artifact that this kind cannot run."""
+        quantization = artifact.manifest.quantization
+        if quantization is not None and not self.runs_quantized:
+            able = ", ".join(name for name, kind in KINDS.items() if kind.runs_quantized)
+            raise EngineError(
+                f"{artifact.folder} is quantised ({quantization.method}), and the engine {self.name} computes "
+                f"in floats; use --engine {able}, or export without --quantize"
+            )
+
+
+_ALL = (
+    EngineKind(
+        "onnxruntime",
+        "cleave.runtime.engines.onnxruntime:OnnxRuntimeEngine",
+        "onnxruntime",
+        "cpu",
+        builder="cleave.runtime.engines.onnxruntime_builder:OnnxRuntimeBuilder",
+        runs_quantized=True,
+        can_be_deterministic=True,
+    ),
+    EngineKind(
+        "inductor",
+        "cleave.runtime.engines.inductor.engine:InductorEngine",
+        "torch",
+        "gpu",
+        builder="cleave.runtime.engines.inductor.builder:InductorBuilder",
+        can_be_deterministic=True,
+    ),
+    EngineKind(
+        "tensorrt_rtx",
+        "cleave.runtime.engines.tensorrt_rtx.engine:TensorRtRtxEngine",
+        "tensorrt_rtx_bindings",
+        "rtx",
+        builder="cleave.runtime.engines.tensorrt_rtx.builder:TensorRtRtxBuilder",
+    ),
+    EngineKind(
+        "tensorrt",
+        "cleave.runtime.engines.tensorrt.engine:TensorRtEngine",
+        "tensorrt",
+        "tensorrt",
+        builder="cleave.runtime.engines.tensorrt.builder:TensorRtBuilder",
+    ),
+)
+KINDS = {kind.name: kind for kind in _ALL}
+
+
+def engine_kinds() -> tuple[str, ...]:
+    """The names of all kinds."""
+    return tuple(KINDS)
+
+
+def engine_kind(name: str) -> EngineKind:
+    """A kind by its name. Raises EngineError for one that is not there."""
+    check_engine_kind(name)
+    return KINDS[name]
+
+
+def check_engine_kind(name: str | None) -> None:
+    """Raises EngineError for a kind that is not there; None, the best one, is allowed."""
+    if name is not None and name not in KINDS:
+        raise EngineError(f"there is no engine kind {name!r}; kinds are: {', '.join(KINDS)}")
