@@ -48,8 +48,8 @@ class EngineKind:
         if quantization is not None and not self.runs_quantized:
             able = ", ".join(name for name, kind in KINDS.items() if kind.runs_quantized)
             raise EngineError(
-                f"{artifact.folder} is quantised ({quantization.method}), and the engine {self.name} computes "
-                f"in floats; use --engine {able}, or export without --quantize"
+                f"{artifact.folder} is quantised ({quantization.method}), and the engine {self.name} "
+                f"computes in floats; use --engine {able}, or export without --quantize"
             )
 
 
