@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ import torch
 if not torch.cuda.is_available():
     # Triton reads it when a kernel is defined, its own among them: transformers imports some.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # So a shell starts what it runs in the background, and every process inherits it; tests interrupt some.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from checkpoints import VARIANTS, make_checkpoint
 
