@@ -24,14 +24,14 @@ class Gate:
     def __init__(self, served: Served) -> None:
         self._permits = threading.Semaphore(0)
         self._thread = served.llm._thread
-        self._run: Callable[..., Any] = self._thread._stepper.run
+        self._run: Callable[..., Any] = self._thread._loop._stepper.run
 
     def __enter__(self) -> Gate:
-        self._thread._stepper.run = self._gated  # type: ignore[method-assign]
+        self._thread._loop._stepper.run = self._gated  # type: ignore[method-assign]
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._thread._stepper.run = self._run  # type: ignore[method-assign]
+        self._thread._loop._stepper.run = self._run  # type: ignore[method-assign]
         self._permits.release(10_000)
 
     def allow(self, steps: int) -> None:
