@@ -28,7 +28,7 @@ class EngineKind:
 
     def load(self, place: str) -> Any:
         """The class at "module:name". Raises MissingPackage where the kind's package is not installed."""
-        if importlib.util.find_spec(self.package) is None:
+        if not _installed(self.package):
             raise MissingPackage(self.package, self.extra, f"the engine {self.name}")
         module, _, name = place.partition(":")
         return getattr(importlib.import_module(module), name)
@@ -104,3 +104,7 @@ def check_engine_kind(name: str | None) -> None:
     """Raises EngineError for a kind that is not there; None, the best one, is allowed."""
     if name is not None and name not in KINDS:
         raise EngineError(f"there is no engine kind {name!r}; kinds are: {', '.join(KINDS)}")
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None

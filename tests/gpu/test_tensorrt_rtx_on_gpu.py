@@ -43,7 +43,7 @@ def test_tokens_on_a_gpu_are_those_of_the_onnxruntime_engine(
         monkeypatch.setattr(module, "load", lambda: fake, raising=False)
     for module in (device, engine_module):
         monkeypatch.setattr(module, "compute_capability", lambda device: "8.9")
-    monkeypatch.setattr("cleave.runtime.engines.engine._installed", lambda entry: True)
+    monkeypatch.setattr("cleave.runtime.engines.kinds._installed", lambda package: True)
     monkeypatch.setenv("CLEAVE_CACHE", str(tmp_path / "cache"))
     known = json.loads((demo_checkpoint / "known_answers.json").read_text("utf-8"))
     prompts = [answer["prompt"] for answer in known if "prompt" in answer][:8]

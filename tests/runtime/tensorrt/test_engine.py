@@ -17,7 +17,7 @@ from cleave.export.artifact import Artifact
 from cleave.kvcache.server import AttentionServer
 from cleave.kvcache.step import Chunk
 from cleave.runtime.engine_cache.cache import EngineCache
-from cleave.runtime.engines import engine as registry
+from cleave.runtime.engines import kinds
 from cleave.runtime.engines.engine import EngineOptions, create_engine
 from cleave.runtime.engines.tensorrt import builder as builder_module
 from cleave.runtime.engines.tensorrt import engine as engine_module
@@ -55,7 +55,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
         monkeypatch.setattr(module, "compute_capability", lambda device: made.capability)
     monkeypatch.setattr(builder_module, "_device_name", lambda device: made.name)
     monkeypatch.setattr(engine_module, "DecodeGraphs", NoGraphs)
-    monkeypatch.setattr(registry, "_installed", lambda entry: True)
+    monkeypatch.setattr(kinds, "_installed", lambda package: True)
     return made
 
 
@@ -257,7 +257,7 @@ def test_other_versions_are_refused(version: str, monkeypatch: pytest.MonkeyPatc
 def test_without_the_package_the_error_says_what_to_install(
     opened: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "_installed", lambda entry: entry.package != "tensorrt")
+    monkeypatch.setattr(kinds, "_installed", lambda package: package != "tensorrt")
     with pytest.raises(MissingPackage, match=r"the engine tensorrt needs tensorrt: pip install"):
         create_engine("tensorrt", opened, options())
 
