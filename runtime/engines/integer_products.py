@@ -12,11 +12,12 @@ _INPUTS = 64
 _WIDTH = 32
 
 
-def are_exact() -> bool:
+def are_exact(threads: int | None = None) -> bool:
     """Multiply the largest integers as an int8 artifact does, and look at the sum.
 
     x86 processors without VNNI add pairs of products in 16 bits, which saturate: a sum that is too large
-    for them comes out too small, and ONNX Runtime says nothing.
+    for them comes out too small, and ONNX Runtime says nothing. `threads`: those of the engine, since this
+    may be the session that makes the pool of the process.
     """
     weight = np.full((_INPUTS, _WIDTH), 127, np.int8)
     graph = helper.make_graph(
@@ -28,7 +29,7 @@ def are_exact() -> bool:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     session = ort.InferenceSession(
-        model.SerializeToString(), session_options(1), providers=["CPUExecutionProvider"]
+        model.SerializeToString(), session_options(threads), providers=["CPUExecutionProvider"]
     )
     (sums,) = session.run(None, {"x": np.full((1, _INPUTS), 255, np.uint8)})
     return bool((sums == 255 * 127 * _INPUTS).all())

@@ -61,13 +61,13 @@ class OnnxRuntimeEngine:
         self.notes: tuple[str, ...] = ()
         if manifest.dtype != "float32":
             self.notes = (f"{manifest.dtype} weights are widened to float32: the CPU computes in float32",)
-        if manifest.quantization and manifest.quantization.method == "int8" and not are_exact():
-            self.notes += (_SATURATING,)
         self._layers = manifest.num_layers
         self._embed = artifact.embedding_rows()
         self._scale = np.float32(manifest.embedding_scale)
         self._artifact, self._options = artifact, options
         self._threads = options.threads or physical_cores()
+        if manifest.quantization and manifest.quantization.method == "int8" and not are_exact(self._threads):
+            self.notes += (_SATURATING,)
         _share_one_arena()
         self._pieces = cut(artifact.batchful_graph())
         self._sessions: list[ort.InferenceSession] = []

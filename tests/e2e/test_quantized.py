@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command import process
 from together import run_together
 
 from cleave import LLM, SamplingParams
@@ -95,6 +97,20 @@ def test_one_thread_or_two_give_the_same_logits(model: Model, prompts: list[list
         np.testing.assert_array_equal(one, two)
 
 
+def test_a_quantised_model_does_not_take_threads_from_the_process(demo: Path) -> None:
+    """Nothing that is looked at before the first piece may make the one pool of the process, and smaller."""
+    code = """
+        import sys
+        from cleave import LLM, use_one_thread_pool
+        from cleave.threads import own_process
+        own_process()
+        with LLM(sys.argv[1], threads=3, verify=False):
+            print(use_one_thread_pool())
+    """
+    ended = process(["-c", textwrap.dedent(code), demo])
+    assert (ended.code, ended.out) == (0, "3\n"), ended.err
+
+
 # Every kind of model.
 
 FITTING = [
@@ -137,7 +153,7 @@ def test_every_family_is_what_transformers_makes_of_the_same_weights(
 def test_int8_on_a_processor_whose_sums_saturate_is_told(
     quantize: str, is_told: bool, quantized_artifact: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cleave.runtime.engines.onnxruntime.are_exact", lambda: False)
+    monkeypatch.setattr("cleave.runtime.engines.onnxruntime.are_exact", lambda threads: False)
     folder = quantized_artifact("demo", **KINDS[quantize])
     engine = create_engine("onnxruntime", Artifact.open(folder, verify=False), OPTIONS)
     assert any("saturate" in note for note in engine.notes) == is_told
