@@ -40,7 +40,7 @@ class Pair:
 
     def command(self, work: Path, *, prepare: bool) -> list[str]:
         """What runs it; `prepare`: as short a run as makes all files."""
-        script = str(ROOT / "benchmarks" / f"vs_{self.peer}.py")
+        script = f"benchmarks/vs_{self.peer}.py"
         how = ["--minutes", str(self.minutes), "--repetitions", str(self.repetitions)]
         if prepare:
             how = ["--repetitions", "0"]
@@ -93,7 +93,9 @@ def _run(pair: Pair, work: Path, *, prepare: bool) -> str | None:
     """None, or why there is no result."""
     limit = None if prepare else pair.minutes * 60 + _GRACE
     try:
-        code = subprocess.run(pair.command(work, prepare=prepare), timeout=limit).returncode
+        code = subprocess.run(
+            pair.command(work.resolve(), prepare=prepare), cwd=ROOT, timeout=limit
+        ).returncode
     except subprocess.TimeoutExpired:
         return f"ended, since it took more than {limit:.0f} s"
     if code < 0:
