@@ -45,7 +45,7 @@ class EngineThread:
             fixed_cuts=model.has_fixed_cuts,
         )
         stepper = Stepper(model.engine, model.attention, model.device_tokens)
-        self._loop = StepLoop(self._scheduler, stepper)
+        self._loop = StepLoop(self._scheduler, stepper, ahead=model.options.ahead)
         self._counter = StatsCounter(self._scheduler, model.attention.pages)
         self._observers = Observers()
         self._answers: dict[int, tuple[Generation, Answer]] = {}

@@ -51,11 +51,6 @@ class LogitRows:
         """[rows] of the step."""
 
     @property
-    def is_plain(self) -> bool:
-        """Whether every row only yields its likeliest token."""
-        return not self.has_scores and all(state is None for state in self.states)
-
-    @property
     def has_scores(self) -> bool:
         """Whether some rows score a prompt."""
         return bool(self._scored)

@@ -67,10 +67,8 @@ class Model:
         )
         for note in self.engine.notes:
             _log.warning("%s", note)
-        self.device_tokens = (
-            device_tokens(self.engine, manifest.vocab_size, chosen) if options.ahead else None
-        )
-        """What chooses the tokens of steps that are started ahead; None where none are."""
+        self.device_tokens = device_tokens(self.engine, manifest.vocab_size, chosen)
+        """What chooses tokens where the engine leaves logits on a device; None where the host does."""
         self.page_bytes = page_bytes(manifest.layer_specs, options.page_size, ITEM_BYTES[self.engine.dtype])
         backend = choose_backend(options.attention, self.engine, deterministic=options.deterministic)
         self.attention_backend = backend

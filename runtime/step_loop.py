@@ -36,7 +36,9 @@ class StepLoop:
     until the one before it has ended, and is run in lockstep: the device waits for the host.
     """
 
-    def __init__(self, scheduler: Scheduler, stepper: Stepper) -> None:
+    def __init__(self, scheduler: Scheduler, stepper: Stepper, *, ahead: bool = True) -> None:
+        """`ahead=False`: every step is run in lockstep."""
+        self._ahead = ahead
         self._scheduler = scheduler
         self._stepper = stepper
         self._under_way: tuple[Launch, float] | None = None
@@ -78,7 +80,7 @@ class StepLoop:
 
     def _launch(self, step: Step, before: Launch | None) -> Launch | None:
         """Launch the scheduled step; None where it has to be run in lockstep."""
-        if not step or not self._stepper.can_launch(step):
+        if not (step and self._ahead and self._stepper.can_launch(step)):
             return None
         try:
             launch = self._stepper.launch(step, before)

@@ -14,7 +14,6 @@ from cleave.kvcache.step import Chunk
 from cleave.runtime.engines.engine import Engine, device_engine
 from cleave.runtime.logit_rows import LogitRows, scored_positions
 from cleave.runtime.pending import DeviceTokens, Pending
-from cleave.runtime.sampling.likeliest import likeliest
 from cleave.runtime.sampling.logprobs import TokenLogprobs
 from cleave.runtime.sampling.sampler import Sampled, Sampler
 from cleave.runtime.step import ScheduledChunk, Step, StepOutcome
@@ -184,9 +183,6 @@ class Stepper:
         self, token_ids: npt.NDArray[np.int64], wanted: LogitRows
     ) -> tuple[Sampled, dict[int, list[TokenLogprobs]]]:
         """Run the engine; gives back the next tokens, and the logprobs of prompts by sequence id."""
-        if self._on_device is not None and wanted.is_plain:
-            tokens = likeliest(self._on_device.run_on_device(token_ids, wanted.rows, self._attention))
-            return Sampled(tokens, [None] * len(tokens)), {}
         if self._on_device is not None and self._tokens is not None and self._stays(wanted):
             output = self._on_device.launch(token_ids, wanted.rows, self._attention)
             return self._tokens.choose(output, wanted).result(), {}
