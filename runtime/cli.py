@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from cleave.errors import RequestError
+from cleave.kvcache.backend import backend_names
 from cleave.runtime.llm import LLM
 from cleave.runtime.repl import Repl
 from cleave.runtime.request import Completion, SamplingParams
@@ -29,11 +30,13 @@ def run(
     ] = None,
     attention: Annotated[
         str | None,
-        typer.Option("--attention", help="Attention backend: cpu, onnx, reference. Default: by the engine."),
+        typer.Option(
+            "--attention", help=f"Attention backend: {', '.join(backend_names())}. Default: by the engine."
+        ),
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option("--device", help="cpu, cuda or cuda:1. Default: what the engine is made for."),
+        typer.Option("--device", help="cpu or cuda. Default: what the engine is made for."),
     ] = None,
     ignore_eos: Annotated[
         bool, typer.Option("--ignore_eos", help="Go on after an end-of-sequence token.")

@@ -30,9 +30,9 @@ class ModelOptions:
 
     engine: str | None = None
     attention: str | None = None
-    """Attention backend: "cpu", "onnx", "reference" or "triton"."""
+    """Attention backend; None: the fastest that reads what the engine hands over."""
     device: str | None = None
-    """Where the engine computes: "cpu", "cuda" or "cuda:1". None: what the engine kind is made for."""
+    """Where the engine computes: "cpu" or "cuda", the current GPU. None: what the engine kind is made for."""
     max_model_len: int | None = None
     """Longest sequence, prompt and answer together; None: the model's context."""
     kv_cache_bytes: int | None = None

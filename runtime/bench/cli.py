@@ -30,7 +30,9 @@ _Artifact = Annotated[Path, typer.Argument(help="Folder of the artifact.")]
 _Engine = Annotated[
     str | None, typer.Option("--engine", help="Engine kind. Default: the best that runs here.")
 ]
-_Attention = Annotated[str, typer.Option("--attention", help="Attention backend.")]
+_Attention = Annotated[
+    str | None, typer.Option("--attention", help="Attention backend. Default: by the engine.")
+]
 _Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads. Default: the physical cores.")]
 _Json = Annotated[
     Path | None, typer.Option("--json", help="Write figures, machine and versions to this file.")
@@ -46,7 +48,7 @@ def latency(
     output: Annotated[int, typer.Option("--output", help="Tokens generated for each.")] = 64,
     repetitions: Annotated[int, typer.Option("--repetitions", help="Runs, after one warm-up.")] = 5,
     engine: _Engine = None,
-    attention: _Attention = "cpu",
+    attention: _Attention = None,
     threads: _Threads = None,
     json_file: _Json = None,
     plot: _Plot = None,
@@ -72,7 +74,7 @@ def latency(
 def kvrun(
     artifact: _Artifact,
     engine: _Engine = None,
-    attention: _Attention = "cpu",
+    attention: _Attention = None,
     threads: _Threads = None,
     json_file: _Json = None,
     plot: _Plot = None,
@@ -103,7 +105,7 @@ def throughput(
         int | None, typer.Option("--kv_cache_bytes", help="Memory of the KV cache. Default: what fits.")
     ] = None,
     engine: _Engine = None,
-    attention: _Attention = "cpu",
+    attention: _Attention = None,
     threads: _Threads = None,
     json_file: _Json = None,
     plot: _Plot = None,

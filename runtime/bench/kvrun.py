@@ -21,7 +21,7 @@ REPETITIONS = 10
 def run_kvrun(
     artifact: Path,
     engine: str | None,
-    attention: str,
+    attention: str | None,
     threads: int | None,
     progress: Progress = lambda done, total: None,
     repetitions: int = REPETITIONS,

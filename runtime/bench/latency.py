@@ -37,7 +37,7 @@ class LatencyRequest:
     repetitions: int = 5
     warm_ups: int = 1
     engine: str | None = None
-    attention: str = "cpu"
+    attention: str | None = None
     threads: int | None = None
     max_tokens_per_step: int = 512
 

@@ -40,7 +40,7 @@ class ThroughputRequest:
     shared_prefix: int = 0
     """Tokens that all prompts begin with; they come on top of `prompt`."""
     engine: str | None = None
-    attention: str = "cpu"
+    attention: str | None = None
     threads: int | None = None
     max_sequences: int = 64
     kv_cache_bytes: int | None = None

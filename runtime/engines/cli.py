@@ -19,7 +19,7 @@ from cleave.runtime.engines.kinds import check_engine_kind, engine_kinds
 from cleave.runtime.model_options import ModelOptions, engine_options
 
 Device = Annotated[
-    str | None, typer.Option("--device", help="cpu, cuda or cuda:1. Default: what the engine is made for.")
+    str | None, typer.Option("--device", help="cpu or cuda. Default: what the engine is made for.")
 ]
 ComputeCapability = Annotated[
     str | None,

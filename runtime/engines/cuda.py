@@ -7,6 +7,8 @@ import importlib.util
 import os
 from pathlib import Path
 
+from cleave.errors import EngineError
+
 _COMPUTE_CAPABILITY_MAJOR = 75
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR of the CUDA driver API."""
 _LEAST_MAJOR = 8
@@ -18,6 +20,18 @@ def cuda_is_usable() -> bool:
     Makes no CUDA context. On a machine without a driver it costs the failed opening of a library.
     """
     return _driver_has_a_gpu() and _torch_has_cuda()
+
+
+def check_is_current(index: int, current: int) -> None:
+    """Raises EngineError for a GPU that is not the current one.
+
+    Kernels and events go to the current one, whichever tensors they are given.
+    """
+    if index != current:
+        raise EngineError(
+            f"cuda:{index} is not the current GPU, cuda:{current}, which engines compute on; "
+            f"start the process with CUDA_VISIBLE_DEVICES={index}, and leave the device away"
+        )
 
 
 def _driver_has_a_gpu() -> bool:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from cleave.errors import MissingPackage
+from cleave.kvcache.backend import backend_names
 
 
 def serve(
@@ -22,8 +23,14 @@ def serve(
         str | None, typer.Option("--engine", help="Engine kind. Default: the best that runs here.")
     ] = None,
     attention: Annotated[
-        str, typer.Option("--attention", help="Attention backend: cpu, onnx, reference.")
-    ] = "cpu",
+        str | None,
+        typer.Option(
+            "--attention", help=f"Attention backend: {', '.join(backend_names())}. Default: by the engine."
+        ),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu or cuda. Default: what the engine is made for.")
+    ] = None,
     threads: Annotated[
         int | None, typer.Option("--threads", help="CPU threads. Default: the physical cores.")
     ] = None,
@@ -32,8 +39,12 @@ def serve(
     ] = None,
     max_sequences: Annotated[int, typer.Option("--max_sequences", help="Answers that run at once.")] = 64,
     max_tokens_per_step: Annotated[
-        int, typer.Option("--max_tokens_per_step", help="Tokens of one step, prompts and answers together.")
-    ] = 512,
+        int | None,
+        typer.Option(
+            "--max_tokens_per_step",
+            help="Tokens of one step, prompts and answers together. Default: 512, and 8192 on a GPU.",
+        ),
+    ] = None,
     kv_cache_bytes: Annotated[
         int | None, typer.Option("--kv_cache_bytes", help="Memory for the KV cache.")
     ] = None,
@@ -103,6 +114,7 @@ def serve(
             model,
             engine,
             attention=attention,
+            device=device,
             threads=threads,
             max_model_len=max_model_len,
             max_sequences=max_sequences,

@@ -151,3 +151,11 @@ def test_a_missing_package_is_named(demo_artifact: Path) -> None:
     process(["-c", program, "serve", demo_artifact]).refused(
         "`cleave serve` needs ", "pip install", "uvicorn"
     )
+
+
+def test_the_attention_backend_is_left_to_the_engine(demo_artifact: Path) -> None:
+    options = ("--engine", "inductor", "--device", "cpu")
+    with ServedProcess(demo_artifact, *options) as server:
+        body = {"prompt": PROMPT, "max_tokens": 4}
+        answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60).raise_for_status().json()
+        assert answer["usage"]["completion_tokens"] == 4

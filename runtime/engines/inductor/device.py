@@ -9,21 +9,22 @@ import platform
 import torch
 
 from cleave.errors import EngineError, MissingPackage
+from cleave.runtime.engines.cuda import check_is_current
 
 CAPABILITY = (8, 0)
 """The least compute capability: Ampere, the first one with bfloat16."""
 
 
 def check_device(name: str | None, dtype: str) -> torch.device:
-    """The device called `name`, "cuda", "cuda:1" or "cpu"; None is the first GPU.
+    """The device called `name`, "cuda", "cuda:0" or "cpu"; None is the current GPU.
 
-    Raises EngineError where there is no such GPU, or it cannot compute in `dtype`, MissingPackage where
-    Triton, which the GPU's kernels are written in, is not installed.
+    Raises EngineError where there is no such GPU, or it is not the current one, or cannot compute in
+    `dtype`, MissingPackage where Triton, which the GPU's kernels are written in, is not installed.
     """
     try:
         device = torch.device(name or "cuda")
     except RuntimeError:
-        raise EngineError(f"there is no device {name!r}; give cuda, cuda:1 or cpu") from None
+        raise EngineError(f"there is no device {name!r}; give cuda or cpu") from None
     if device.type == "cpu":
         return device
     if device.type != "cuda":
@@ -37,7 +38,9 @@ def check_device(name: str | None, dtype: str) -> torch.device:
         raise EngineError(f"torch sees no NVIDIA GPU{_why_none()}; take engine onnxruntime on the CPU")
     if device.index is not None and device.index >= torch.cuda.device_count():
         raise EngineError(f"there is no {name}; torch sees {torch.cuda.device_count()} GPUs, from cuda:0 on")
-    device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+    current = torch.cuda.current_device()
+    check_is_current(current if device.index is None else device.index, current)
+    device = torch.device("cuda", current)
     capability = torch.cuda.get_device_capability(device)
     if capability < CAPABILITY:
         raise EngineError(

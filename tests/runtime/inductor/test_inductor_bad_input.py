@@ -60,6 +60,14 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         check_device("cuda:3", "float16")
 
 
+def test_a_gpu_that_is_not_the_current_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_gpu(monkeypatch, (9, 0))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(EngineError, match=r"cuda:1 is not the current GPU.*CUDA_VISIBLE_DEVICES=1"):
+        check_device("cuda:1", "float16")
+    assert check_device("cuda:0", "float16") == check_device("cuda", "float16") == torch.device("cuda:0")
+
+
 def test_a_missing_triton_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_gpu(monkeypatch, (9, 0))
     monkeypatch.setattr(device_module.importlib.util, "find_spec", lambda name: None)
