@@ -1,9 +1,9 @@
 """Where the time of large steps goes: prompts alone, and requests that come and go, through the whole LLM.
 
-Two loads of a shape with random weights: `prefill`, a batch of prompts of 512 tokens of which one token each is
-asked, and `mixed`, 400 requests at once with prompts of 64 to 1024 tokens and outputs of 64 to 512. Of each
-the kinds of steps, their time on the GPU, how long it rested before them, and what the host did meanwhile;
-then the kernels of a part of such a load, by share, and how long none ran between two of them.
+Two loads of a shape with random weights: `prefill`, a batch of prompts of 512 tokens of which one token each
+is asked, and `mixed`, 400 requests at once with prompts of 64 to 1024 tokens and outputs of 64 to 512. Of
+each the kinds of steps, their time on the GPU, how long it rested before them, and what the host did
+meanwhile; then the kernels of a part of such a load, by share, and how long none ran between two of them.
 
 A step is `prefill` without decoding requests, `decode` without prompts, and else `mixed`.
 """
