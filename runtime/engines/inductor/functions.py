@@ -81,7 +81,7 @@ class Functions:
 
     @property
     def sources(self) -> dict[str, str]:
-        """What is compiled, as text: the code of each program, and of the kernels for few rows."""
+        """What is compiled, as text: the code of each program, and of own kernels, where it may call them."""
         programs = {role: str(program.module.code) for role, program in self._programs.items()}
         if self.chooser is None and not self._deterministic:
             return programs
