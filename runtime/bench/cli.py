@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from cleave.errors import BenchError
+from cleave.runtime.arguments import Attention, Device, Engine, Threads
 from cleave.runtime.bench import tables
 from cleave.runtime.bench.latency import LatencyRequest, measure
 from cleave.runtime.bench.latency import Progress as Report
@@ -27,13 +28,6 @@ bench = typer.Typer(
 )
 
 _Artifact = Annotated[Path, typer.Argument(help="Folder of the artifact.")]
-_Engine = Annotated[
-    str | None, typer.Option("--engine", help="Engine kind. Default: the best that runs here.")
-]
-_Attention = Annotated[
-    str | None, typer.Option("--attention", help="Attention backend. Default: by the engine.")
-]
-_Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads. Default: the physical cores.")]
 _Json = Annotated[
     Path | None, typer.Option("--json", help="Write figures, machine and versions to this file.")
 ]
@@ -47,9 +41,10 @@ def latency(
     prompt: Annotated[int, typer.Option("--prompt", help="Tokens of each prompt.")] = 512,
     output: Annotated[int, typer.Option("--output", help="Tokens generated for each.")] = 64,
     repetitions: Annotated[int, typer.Option("--repetitions", help="Runs, after one warm-up.")] = 5,
-    engine: _Engine = None,
-    attention: _Attention = None,
-    threads: _Threads = None,
+    engine: Engine = None,
+    attention: Attention = None,
+    device: Device = None,
+    threads: Threads = None,
     json_file: _Json = None,
     plot: _Plot = None,
 ) -> None:
@@ -63,6 +58,7 @@ def latency(
         repetitions=repetitions,
         engine=engine,
         attention=attention,
+        device=device,
         threads=threads,
     )
     with _bar() as report:
@@ -73,9 +69,10 @@ def latency(
 @bench.command()
 def kvrun(
     artifact: _Artifact,
-    engine: _Engine = None,
-    attention: _Attention = None,
-    threads: _Threads = None,
+    engine: Engine = None,
+    attention: Attention = None,
+    device: Device = None,
+    threads: Threads = None,
     json_file: _Json = None,
     plot: _Plot = None,
 ) -> None:
@@ -84,7 +81,7 @@ def kvrun(
 
     check_outputs(json_file, plot)
     with _bar() as report:
-        figures = run_kvrun(artifact, engine, attention, threads, report)
+        figures = run_kvrun(artifact, engine, attention, device, threads, report)
     _show(tables.kvrun_table(figures), figures, json_file, plot)
 
 
@@ -104,9 +101,10 @@ def throughput(
     kv_cache_bytes: Annotated[
         int | None, typer.Option("--kv_cache_bytes", help="Memory of the KV cache. Default: what fits.")
     ] = None,
-    engine: _Engine = None,
-    attention: _Attention = None,
-    threads: _Threads = None,
+    engine: Engine = None,
+    attention: Attention = None,
+    device: Device = None,
+    threads: Threads = None,
     json_file: _Json = None,
     plot: _Plot = None,
 ) -> None:
@@ -124,6 +122,7 @@ def throughput(
             shared_prefix,
             engine,
             attention,
+            device,
             threads,
             max_sequences,
             kv_cache_bytes,

@@ -10,17 +10,16 @@ from rich.console import Console
 
 from cleave.errors import CacheError
 from cleave.export.artifact import Artifact
+from cleave.runtime.arguments import Device, Threads
 from cleave.runtime.engine_cache.cache import EngineCache
 from cleave.runtime.engine_cache.entry import Entry
 from cleave.runtime.engine_cache.table import SHORT, as_json, table
 from cleave.runtime.engines.cli import (
     ComputeCapability,
     Deterministic,
-    Device,
     MaxModelLen,
     MaxSequences,
     MaxTokens,
-    Threads,
     builder_of,
 )
 

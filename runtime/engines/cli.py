@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from cleave.errors import EngineError
 from cleave.export.artifact import Artifact
+from cleave.runtime.arguments import Device, Threads
 from cleave.runtime.engine_cache.cache import EngineCache
 from cleave.runtime.engine_cache.table import SHORT
 from cleave.runtime.engines.builder import EngineBuilder, get_engine
@@ -18,9 +19,6 @@ from cleave.runtime.engines.engine import engine_builder, engine_label
 from cleave.runtime.engines.kinds import check_engine_kind, engine_kinds
 from cleave.runtime.model_options import ModelOptions, engine_options
 
-Device = Annotated[
-    str | None, typer.Option("--device", help="cpu or cuda. Default: what the engine is made for.")
-]
 ComputeCapability = Annotated[
     str | None,
     typer.Option("--compute_capability", help="GPUs to build for: 8.6,8.9,12.0. Default: the one here."),
@@ -34,7 +32,6 @@ MaxTokens = Annotated[
 MaxSequences = Annotated[
     int, typer.Option("--max_sequences", help="Most requests that run at once, as in serving.")
 ]
-Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads.")]
 Deterministic = Annotated[
     bool, typer.Option("--deterministic", help="For --deterministic of `cleave run` and `cleave serve`.")
 ]
