@@ -124,8 +124,9 @@ def _exists(word: str) -> bool:
 
 
 EXAMPLES = {
-    # Files of checkpoints, artifacts and caches, and those that a reader is told to write.
+    # Files of checkpoints, artifacts, caches and other projects.
     "config.json",
+    "convert_checkpoint.py",
     "engine.json",
     "generation_config.json",
     "manifest.json",
@@ -180,8 +181,8 @@ def _verbs() -> frozenset[str]:
 
 @cache
 def _all_options() -> set[str]:
-    """Of all verbs and benchmarks, and the checkpoint parameters of scripts."""
-    found: set[str] = set()
+    """Of all verbs, and of the scripts that use argparse."""
+    found = {"--help"}
     pending: list[Any] = [typer.main.get_command(application())]
     while pending:
         command = pending.pop()
