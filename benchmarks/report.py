@@ -129,7 +129,10 @@ def _result(record: Mapping[str, Any], kind: str) -> str:
 
 
 def _vs_vllm(figures: Mapping[str, Any]) -> str:
-    rows = [[what, *(f"{value:,.2f}" for value in values)] for what, *values in figures["rows"]]
+    rows = [
+        [what, *("" if value is None else f"{value:,.2f}" for value in values)]
+        for what, *values in figures["rows"]
+    ]
     head = f"**{figures['shape']}**, {figures['dtype']}, one {figures['gpu']}.\n"
     return f"{head}\n{_table(['', *figures['columns']], rows)}"
 
