@@ -47,11 +47,12 @@ PARTS = {
     "kept by Inductor": f"{INDUCTOR}.compiler:_save",
     "loaded of Inductor": f"{INDUCTOR}.compiler:_load",
     "weights": f"{INDUCTOR}.weights:DeviceWeights.get",
-    "kernels restored": "cleave.runtime.model:kept_kernels",
+    "kernels restored": "cleave.runtime.kept_kernels:_restored",
     "sampler": "cleave.runtime.model:device_tokens",
     "memory measured": f"{INDUCTOR}.engine:InductorEngine.free_memory",
     "attention server": "cleave.runtime.model:AttentionServer",
     "warm-up": "cleave.runtime.model:warm_up",
+    "kernels kept": "cleave.runtime.kept_kernels:_publish",
     "captures": f"{INDUCTOR}.graphs:DecodeGraphs._capture",
 }
 """What is timed -> where it is called. What a version does not have is left out."""
