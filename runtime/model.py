@@ -22,6 +22,7 @@ from cleave.runtime.cuts import LEAST_ROWS
 from cleave.runtime.device_tokens import device_tokens
 from cleave.runtime.engine_cache.cache import EngineCache
 from cleave.runtime.engines.engine import Engine, best_engine_kind, create_engine, device_engine
+from cleave.runtime.kept_kernels import kept_kernels
 from cleave.runtime.model_options import ModelOptions, engine_options
 from cleave.runtime.request import Prompt
 from cleave.runtime.sampling import checks
@@ -57,42 +58,51 @@ class Model:
         kind = options.engine or best_engine_kind(artifact)
         chosen = engine_options(kind, options, self.max_length)
         rows = chosen.max_tokens
-        self.engine: Engine = create_engine(
-            kind,
-            artifact,
-            chosen,
-            cache=EngineCache(options.cache),
-            allow_build=options.allow_build,
-            progress=progress and _telling("building", progress),
-        )
-        for note in self.engine.notes:
-            _log.warning("%s", note)
-        self.device_tokens = device_tokens(self.engine, manifest.vocab_size, chosen)
-        """What chooses tokens where the engine leaves logits on a device; None where the host does."""
-        self.page_bytes = page_bytes(manifest.layer_specs, options.page_size, ITEM_BYTES[self.engine.dtype])
-        backend = choose_backend(options.attention, self.engine, deterministic=options.deterministic)
-        self.attention_backend = backend
-        self.has_fixed_cuts = options.deterministic and backend != "cpu"
-        """Whether a token's bits depend on where its prompt was cut, and must not; see `fixed_cut`."""
-        if self.has_fixed_cuts and rows <= LEAST_ROWS:
-            raise EngineError(
-                f"max_tokens_per_step is {rows}; with deterministic it must be {LEAST_ROWS + 1}"
+        cache = EngineCache(options.cache)
+        with kept_kernels(artifact, kind, cache):
+            self.engine: Engine = create_engine(
+                kind,
+                artifact,
+                chosen,
+                cache=cache,
+                allow_build=options.allow_build,
+                progress=progress and _telling("building", progress),
             )
-        self.attention = AttentionServer(
-            manifest.layer_specs,
-            backend=backend,
-            num_pages=self._pages(),
-            page_size=options.page_size,
-            max_position=self.max_length,
-            max_tokens=rows,
-            **backend_options(
-                backend, self.engine, artifact, options.threads, chosen.max_sequences, options.deterministic
-            ),
-        )
-        self.max_tokens_per_step = rows
-        on_device = device_engine(self.engine)
-        if on_device is not None and on_device.batch_sizes:
-            warm_up(on_device, self.attention)
+            for note in self.engine.notes:
+                _log.warning("%s", note)
+            self.device_tokens = device_tokens(self.engine, manifest.vocab_size, chosen)
+            """What chooses tokens where the engine leaves logits on a device; None where the host does."""
+            self.page_bytes = page_bytes(
+                manifest.layer_specs, options.page_size, ITEM_BYTES[self.engine.dtype]
+            )
+            backend = choose_backend(options.attention, self.engine, deterministic=options.deterministic)
+            self.attention_backend = backend
+            self.has_fixed_cuts = options.deterministic and backend != "cpu"
+            """Whether a token's bits depend on where its prompt was cut, and must not; see `fixed_cut`."""
+            if self.has_fixed_cuts and rows <= LEAST_ROWS:
+                raise EngineError(
+                    f"max_tokens_per_step is {rows}; with deterministic it must be {LEAST_ROWS + 1}"
+                )
+            self.attention = AttentionServer(
+                manifest.layer_specs,
+                backend=backend,
+                num_pages=self._pages(),
+                page_size=options.page_size,
+                max_position=self.max_length,
+                max_tokens=rows,
+                **backend_options(
+                    backend,
+                    self.engine,
+                    artifact,
+                    options.threads,
+                    chosen.max_sequences,
+                    options.deterministic,
+                ),
+            )
+            self.max_tokens_per_step = rows
+            on_device = device_engine(self.engine)
+            if on_device is not None and on_device.batch_sizes:
+                warm_up(on_device, self.attention)
 
     def sequence(
         self,
