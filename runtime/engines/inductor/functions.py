@@ -85,7 +85,7 @@ class Functions:
 
     @property
     def sources(self) -> dict[str, str]:
-        """What is compiled, as text: the code of each program, and of the kernels for few rows."""
+        """What is compiled, as text: the code of each program, and of own kernels, where it may call them."""
         programs = {
             self._role(index): str(self._program_for(index, None).module.code) for index in {0, 1, self._last}
         }
