@@ -40,6 +40,8 @@ class Contender(Protocol):
 
     program: str
     weights: Weights
+    note: str
+    """What a reader of the figures has to know of this build of the program, a sentence; mostly ""."""
 
     def generate(self, prompts: Prompts, tokens: int) -> Prompts:
         """`tokens` greedy tokens after every prompt, all prompts in one batch."""
@@ -56,6 +58,7 @@ class Cleave:
     """This project, through `LLM.generate`."""
 
     program = "Cleave"
+    note = ""
 
     def __init__(self, weights: str, files: Workshop, arguments: argparse.Namespace, batch: int) -> None:
         self.weights = OURS[weights]

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from gpu_model import GpuModel
+from gpu_sizes import Sizes
 from record import save
 from rich.console import Console
 from rich.table import Table
@@ -52,7 +53,7 @@ def measure(
     )
     dtype = model.manifest.dtype
     limits = limits_of(model.engine.device, dtype)
-    sizes = Sizes(model)
+    sizes = Sizes.of(model.artifact)
     figures = {
         "gpu": torch.cuda.get_device_name(),
         "shape": shape,
@@ -97,23 +98,6 @@ def kernel_tables(shape: str, folder: Path, attention: str) -> dict[str, Any]:
     return figures
 
 
-class Sizes:
-    """What a step has to read and to compute at least."""
-
-    def __init__(self, model: GpuModel) -> None:
-        manifest = model.manifest
-        tensors = model.artifact.tensors
-        embedding = tensors[manifest.embedding].nbytes
-        head = math.prod((manifest.vocab_size, manifest.hidden_size))
-        self.read = sum(tensor.nbytes for tensor in tensors.values()) - embedding
-        self.token = model.token_bytes
-        item = embedding // head
-        self.parameters = self.read // item - head
-        """Of the layers alone: the head sees one row of a prompt."""
-        self.layers = manifest.num_layers
-        self.q_size = manifest.layer_specs[0].q_size
-
-
 def decode(model: GpuModel, sizes: Sizes, limits: Limits, batch: int) -> dict[str, Any]:
     """The best of two runs of `STEPS` steps after prompts of `PROMPT` tokens."""
     best = math.inf
@@ -121,7 +105,7 @@ def decode(model: GpuModel, sizes: Sizes, limits: Limits, batch: int) -> dict[st
         _, tokens = model.prefill(batch, PROMPT)
         best = min(best, model.decode(tokens, PROMPT, STEPS))
         model.forget(batch)
-    least = (sizes.read + batch * (PROMPT + STEPS / 2) * sizes.token) / limits.bandwidth
+    least = sizes.decode_bytes(batch, PROMPT + STEPS / 2) / limits.bandwidth
     alone = model.batchful(batch)
     return {
         "batch": batch,
@@ -141,7 +125,7 @@ def prefill(model: GpuModel, sizes: Sizes, limits: Limits) -> dict[str, Any]:
         best = min(best, seconds)
         model.forget(PREFILL_BATCH)
     tokens = PREFILL_BATCH * PROMPT
-    flops = 2 * sizes.parameters * tokens + 2 * sizes.layers * sizes.q_size * PROMPT**2 * PREFILL_BATCH
+    flops = sizes.prefill_flops(PREFILL_BATCH, PROMPT)
     return {
         "batch": PREFILL_BATCH,
         "prompt": PROMPT,

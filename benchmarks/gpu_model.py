@@ -47,7 +47,6 @@ class GpuModel:
         self.seconds_of_engine = time.perf_counter() - began
         free = self.engine.free_memory()
         one = page_bytes(self.manifest.layer_specs, PAGE, ITEM_BYTES[self.manifest.dtype])
-        self.token_bytes = one // PAGE
         wanted = batch * pages_for(length, PAGE)
         self.attention = AttentionServer(
             self.manifest.layer_specs,

@@ -21,6 +21,14 @@ versions and the command that repeats it. `% of limit` is the least time that th
 take at the bandwidth and the operation rate measured in the same run, over the time it took. `*`: other
 processes used the processor meanwhile. A model whose weights fit the processor's cache can exceed 100 % of
 the memory's limit.
+
+`model_files/demo-artifact` is what `make run` exports. `model_files/135m` is a shape of 135 million
+parameters with random weights:
+
+```
+python benchmarks/shapes.py 135m --output_dir benchmarks/out/135m/checkpoint
+cleave export --model benchmarks/out/135m/checkpoint --output_dir model_files/135m
+```
 """
 _SECTIONS = {
     "latency": ("Latency", "Prefill and decode of a batch in lockstep, without a scheduler."),
@@ -129,7 +137,10 @@ def _result(record: Mapping[str, Any], kind: str) -> str:
 
 
 def _vs_vllm(figures: Mapping[str, Any]) -> str:
-    rows = [[what, *(f"{value:,.2f}" for value in values)] for what, *values in figures["rows"]]
+    rows = [
+        [what, *("" if value is None else f"{value:,.2f}" for value in values)]
+        for what, *values in figures["rows"]
+    ]
     head = f"**{figures['shape']}**, {figures['dtype']}, one {figures['gpu']}.\n"
     return f"{head}\n{_table(['', *figures['columns']], rows)}"
 

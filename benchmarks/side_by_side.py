@@ -133,6 +133,7 @@ def side_by_side(
             {"program": side.program, "weights": side.weights.name, "item_bytes": side.weights.item_bytes}
             for side in sides
         ],
+        "notes": list(dict.fromkeys(side.note for side in sides if side.note)),
         "same_tokens": match.same_tokens,
         "rows": match.rows(),
     }

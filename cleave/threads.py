@@ -82,7 +82,7 @@ def _warn_of_other_size(asked: int | None, size: int) -> None:
         return
     _ProcessPool.has_warned = True
     _log.warning(
-        "%s threads were asked for, and the one pool of this process has %s: all its models compute with those; "
+        "%s threads were asked for, and the one pool of this process has %s: its models compute with those; "
         "call use_one_thread_pool(%s) before anything else, or load the model in a process of its own",
         *(asked, size, asked),
     )
