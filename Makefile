@@ -39,7 +39,7 @@ lint: setup  ## ruff and strict mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: setup $(ARTIFACT)/manifest.json  ## the split tax, the scheduler, and the memory of an export
+bench: setup $(ARTIFACT)/manifest.json  ## the split tax, the scheduler, the memory of an export, and what HTTP costs
 	$(BIN)/python benchmarks/split_tax.py
 	$(BIN)/python benchmarks/scheduler.py
 	$(BIN)/python benchmarks/export_memory.py

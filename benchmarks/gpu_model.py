@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu_limits import seconds
 
 from cleave.export.artifact import Artifact
 from cleave.kvcache.budget import page_bytes, pages_for
 from cleave.kvcache.memory_plan import ITEM_BYTES
 from cleave.kvcache.server import AttentionServer
 from cleave.kvcache.step import Chunk
+from cleave.runtime.bench.gpu_limits import seconds
 from cleave.runtime.engine_cache.cache import EngineCache
 from cleave.runtime.engines.engine import EngineOptions, create_engine
 from cleave.runtime.warm_up import warm_up
@@ -47,7 +47,6 @@ class GpuModel:
         self.seconds_of_engine = time.perf_counter() - began
         free = self.engine.free_memory()
         one = page_bytes(self.manifest.layer_specs, PAGE, ITEM_BYTES[self.manifest.dtype])
-        self.token_bytes = one // PAGE
         wanted = batch * pages_for(length, PAGE)
         self.attention = AttentionServer(
             self.manifest.layer_specs,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import sys
 import time
@@ -13,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from cleave.errors import RequestError
-from cleave.runtime.arguments import Attention, Deterministic, Device, Engine, Threads
+from cleave.runtime.cli_options import Attention, Deterministic, Device, Engine, Threads
 from cleave.runtime.llm import LLM
 from cleave.runtime.repl import Repl
 from cleave.runtime.request import Completion, SamplingParams
@@ -60,6 +62,8 @@ def run(
         raise RequestError("--chat reads from the terminal; it goes without --input, --json and --n")
     if system is not None and not chat:
         raise RequestError("--system needs --chat")
+    if max_new_tokens < 1:
+        raise RequestError(f"--max_new_tokens is {max_new_tokens}; it must be at least 1")
     texts = prompts or ["San Francisco is a"]
     params = SamplingParams(
         max_tokens=max_new_tokens,
@@ -81,6 +85,8 @@ def run(
     }
     with _load(model, engine, **options) as llm:
         if chat:
+            with contextlib.suppress(ImportError):
+                importlib.import_module("readline")  # gives `input` a history and arrow keys
             Repl(llm, params, system=system).run()
             return
         began = time.perf_counter()

@@ -12,6 +12,7 @@ from cleave.runtime.chat import Message
 from cleave.runtime.collector import Collector
 from cleave.runtime.loaded import Loaded
 from cleave.runtime.request import Completion, Prompt, SamplingParams
+from cleave.runtime.sampling_params import check_params
 from cleave.runtime.stream import Stream
 
 _Params = SamplingParams | Sequence[SamplingParams] | None
@@ -60,7 +61,7 @@ class LLM(Loaded):
 
     def check(self, prompt: Prompt, params: SamplingParams | None = None) -> None:
         """Raises RequestError where `generate` would refuse a prompt; nothing is run, and nothing held."""
-        self._intake.generation(prompt, params, Collector(1 if params is None else params.n))
+        self._intake.generation(prompt, params, Collector(1 if params is None else check_params(params).n))
 
     def stream(
         self,
@@ -153,6 +154,9 @@ def _is_token(item: object) -> bool:
 def _one_for_each(params: _Params, prompts: int) -> Sequence[SamplingParams | None]:
     if params is None or isinstance(params, SamplingParams):
         return [params] * prompts
+    given: Any = params
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        check_params(given)
     if len(params) != prompts:
         raise RequestError(f"there are {prompts} prompts and {len(params)} params; give one for each, or one")
-    return params
+    return [one if one is None else check_params(one) for one in params]

@@ -29,6 +29,7 @@ from cleave.runtime.engines.engine import (
     create_engine,
     device_engine,
 )
+from cleave.runtime.kept_kernels import kept_kernels
 from cleave.runtime.model_options import ModelOptions, engine_options
 from cleave.runtime.request import Prompt
 from cleave.runtime.sampling import checks
@@ -60,16 +61,17 @@ class Model:
         self.eos_token_ids = artifact.eos_token_ids
         self.chat = Chat(artifact)
         self.sampling_defaults = SamplingDefaults.from_generation_config(artifact.generation_config)
-        with ExitStack() as made:
+        kind = options.engine or best_engine_kind(artifact)
+        chosen = engine_options(kind, options, self.max_length)
+        cache = EngineCache(options.cache)
+        with kept_kernels(artifact, kind, cache), ExitStack() as made:
             self.grammars = GrammarCompiler(self.tokenizer, self.eos_token_ids, threads=options.threads)
             made.callback(self.grammars.close)
-            kind = options.engine or best_engine_kind(artifact)
-            chosen = engine_options(kind, options, self.max_length)
             self.engine: Engine = create_engine(
                 kind,
                 artifact,
                 chosen,
-                cache=EngineCache(options.cache),
+                cache=cache,
                 allow_build=options.allow_build,
                 progress=progress and _telling("building", progress),
             )

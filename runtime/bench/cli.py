@@ -15,19 +15,18 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from cleave.errors import BenchError
-from cleave.runtime.arguments import Attention, Device, Engine, Threads
 from cleave.runtime.bench import tables
 from cleave.runtime.bench.latency import LatencyRequest, measure
 from cleave.runtime.bench.latency import Progress as Report
 from cleave.runtime.bench.machine import record
 from cleave.runtime.bench.plot import check_plot, save_plot
 from cleave.runtime.bench.ranges import Range, numbers
+from cleave.runtime.cli_options import ArtifactFolder, Attention, Device, Engine, Threads
 
 bench = typer.Typer(
     help="How fast, and how far from what the machine can do.", no_args_is_help=True, add_completion=False
 )
 
-_Artifact = Annotated[Path, typer.Argument(help="Folder of the artifact.")]
 _Json = Annotated[
     Path | None, typer.Option("--json", help="Write figures, machine and versions to this file.")
 ]
@@ -36,7 +35,7 @@ _Plot = Annotated[Path | None, typer.Option("--plot", help="Draw to this file, .
 
 @bench.command()
 def latency(
-    artifact: _Artifact,
+    artifact: ArtifactFolder,
     batch: Annotated[str, typer.Option("--batch", help="Batch sizes, by commas.")] = "1,2,4,8,16,32",
     prompt: Annotated[int, typer.Option("--prompt", help="Tokens of each prompt.")] = 512,
     output: Annotated[int, typer.Option("--output", help="Tokens generated for each.")] = 64,
@@ -68,7 +67,7 @@ def latency(
 
 @bench.command()
 def kvrun(
-    artifact: _Artifact,
+    artifact: ArtifactFolder,
     engine: Engine = None,
     attention: Attention = None,
     device: Device = None,
@@ -87,7 +86,7 @@ def kvrun(
 
 @bench.command()
 def throughput(
-    artifact: _Artifact,
+    artifact: ArtifactFolder,
     requests: Annotated[int, typer.Option("--requests", help="How many, all at once.")] = 256,
     prompt: Annotated[str, typer.Option("--prompt", help="Tokens of a prompt, N or LOW:HIGH.")] = "100:1024",
     output: Annotated[str, typer.Option("--output", help="Tokens to generate, N or LOW:HIGH.")] = "100:1024",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,12 +10,12 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from cleave.errors import EngineError
 from cleave.export.artifact import Artifact
-from cleave.runtime.arguments import Device, Threads
+from cleave.runtime.cli_options import ArtifactFolder, Device, RequiredEngine, Threads
 from cleave.runtime.engine_cache.cache import EngineCache
 from cleave.runtime.engine_cache.table import SHORT
 from cleave.runtime.engines.builder import EngineBuilder, get_engine
 from cleave.runtime.engines.engine import engine_builder, engine_label
-from cleave.runtime.engines.kinds import check_engine_kind, engine_kinds
+from cleave.runtime.engines.kinds import check_engine_kind
 from cleave.runtime.model_options import ModelOptions, engine_options
 
 ComputeCapability = Annotated[
@@ -38,8 +37,8 @@ Deterministic = Annotated[
 
 
 def build(
-    artifact: Annotated[Path, typer.Argument(help="Folder of the artifact.")],
-    engine: Annotated[str, typer.Option("--engine", help=f"Engine kind: {', '.join(engine_kinds())}.")],
+    artifact: ArtifactFolder,
+    engine: RequiredEngine,
     device: Device = None,
     compute_capability: ComputeCapability = None,
     max_model_len: MaxModelLen = None,

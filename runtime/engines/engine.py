@@ -160,6 +160,7 @@ def create_engine(
     """
     kind = kind or best_engine_kind(artifact)
     found = engine_kind(kind)
+    found.check_device(options.device)
     found.check_deterministic(options.deterministic)
     found.check_quantization(artifact)
     factory = found.load(found.factory)
@@ -191,6 +192,7 @@ def engine_builder(kind: str, artifact: Artifact, options: EngineOptions) -> Eng
     package is not installed.
     """
     found = engine_kind(kind)
+    found.check_device(options.device)
     found.check_deterministic(options.deterministic)
     found.check_quantization(artifact)
     quantization = artifact.manifest.quantization
@@ -202,5 +204,7 @@ def engine_builder(kind: str, artifact: Artifact, options: EngineOptions) -> Eng
 
 
 def engine_label(artifact: Artifact) -> str:
-    """What the engines of an artifact are called in lists: the name of the checkpoint."""
-    return Path(artifact.manifest.source).name or artifact.folder.name
+    """What the engines of an artifact are called in lists: its checkpoint, and how that was quantised."""
+    name = Path(artifact.manifest.source).name or artifact.folder.name
+    quantization = artifact.manifest.quantization
+    return name if quantization is None else f"{name}, {quantization.method}"

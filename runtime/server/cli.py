@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from cleave.errors import MissingPackage
-from cleave.runtime.arguments import Attention, Deterministic, Device, Engine, Threads
+from cleave.runtime.cli_options import ArtifactFolder, Attention, Deterministic, Device, Engine, Threads
 
 
 def serve(
-    model: Annotated[Path, typer.Argument(help="Folder of the artifact.", metavar="ARTIFACT")],
+    artifact: ArtifactFolder,
     host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0: all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port to listen on; 0: any free one.")] = 8000,
     model_name: Annotated[
@@ -98,7 +97,7 @@ def serve(
     logs.configure(log_format, log_level)
     with lifecycle.bind(settings) as listener:
         llm = AsyncLLM(
-            model,
+            artifact,
             engine,
             attention=attention,
             device=device,

@@ -1,16 +1,19 @@
-"""Options that commands share: which engine runs an artifact, and how."""
+"""Options that several verbs have: one name, one meaning, one help text."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cleave.kvcache.backend import backend_names
+from cleave.runtime.engines.kinds import engine_kinds
 
-Engine = Annotated[
-    str | None, typer.Option("--engine", help="Engine kind. Default: the best that runs here.")
-]
+_KINDS = f"Engine kind: {', '.join(engine_kinds())}."
+ArtifactFolder = Annotated[Path, typer.Argument(help="Folder of the artifact.")]
+Engine = Annotated[str | None, typer.Option("--engine", help=f"{_KINDS} Default: the best that runs here.")]
+RequiredEngine = Annotated[str, typer.Option("--engine", help=_KINDS)]
 Attention = Annotated[
     str | None,
     typer.Option(
