@@ -64,6 +64,7 @@ class Cleave:
         self.weights = OURS[weights]
         artifact = files.artifact(weights)
         tokens = arguments.output + 1
+        opened = Artifact.open(artifact, verify=False)
         self._llm = LLM(
             artifact,
             arguments.engine,
@@ -72,7 +73,7 @@ class Cleave:
             max_model_len=arguments.prompt + tokens,
             max_sequences=batch,
             max_tokens_per_step=max(512, batch * arguments.prompt),
-            kv_cache_bytes=kv_bytes_for(Artifact.open(artifact), batch, arguments.prompt, tokens),
+            kv_cache_bytes=kv_bytes_for(opened, batch, arguments.prompt, tokens),
             prefix_cache=False,
             verify=False,
         )

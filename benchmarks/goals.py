@@ -58,9 +58,14 @@ class Found:
     unit: str = "x"
 
     @property
+    def digits(self) -> int:
+        """How many are printed behind the point."""
+        return 2 if self.unit == "x" else 0
+
+    @property
     def is_met(self) -> bool:
-        """As the figures are printed: rounded to two digits behind the point."""
-        return round(self.value, 2) >= self.at_least
+        """Of the figure as it is printed."""
+        return round(self.value, self.digits) >= self.at_least
 
 
 def found(results: Sequence[Figures]) -> Iterator[Found]:

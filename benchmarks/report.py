@@ -131,7 +131,7 @@ def _latency(figures: Mapping[str, Any]) -> str:
     head = ["phase", "batch", "tokens/s", "ms (p10 to p90)", "GB/s", "GFLOP/s", "% of limit", "limit"]
     title = (
         f"**{figures['source']}**, engine {figures['engine']}, attention {figures['attention']}, "
-        f"{figures['threads']} threads, prompt {figures['prompt']}, output {figures['output']}; "
+        f"{_device(figures)}, prompt {figures['prompt']}, output {figures['output']}; "
         f"{_limits(figures)}. ms: of a whole prefill, of one decode step.\n\n"
     )
     return title + _table(head, rows)
@@ -152,7 +152,7 @@ def _kvrun(figures: Mapping[str, Any]) -> str:
             cells += [_share(there[name], there[name] / limit * 100) for name in ("flashinfer", "tgi")]
         rows.append(cells)
     title = (
-        f"**{figures['source']}**, engine {figures['engine']}, {figures['threads']} threads, prompt "
+        f"**{figures['source']}**, engine {figures['engine']}, {_device(figures)}, prompt "
         f"{figures['prompt']}, {figures['output']} output tokens, mean of {figures['repetitions']}; "
         f"{_limits(figures)}.\n\n"
     )
@@ -176,7 +176,7 @@ def _throughput(figures: Mapping[str, Any]) -> str:
     ]
     title = (
         f"**{figures['source']}**, engine {figures['engine']}, attention {figures['attention']}, "
-        f"{figures['threads']} threads; {_limits(figures)}.\n\n"
+        f"{_device(figures)}; {_limits(figures)}.\n\n"
     )
     return title + _table(["", ""], rows)
 
@@ -233,11 +233,17 @@ def _plain(figures: Any) -> str:
 
 
 def _limits(figures: Mapping[str, Any]) -> str:
-    limits = figures["limits"]
+    limits, dtype = figures["limits"], figures.get("products_in", figures["dtype"])
     return (
-        f"read {limits['bytes_per_s'] / 1e9:.1f} GB/s, {figures['dtype']} matrix product "
-        f"{limits['operations_per_s'][figures['dtype']] / 1e9:,.0f} GFLOP/s"
+        f"{'read' if figures['threads'] else 'copied'} {limits['bytes_per_s'] / 1e9:,.1f} GB/s, "
+        f"{dtype} matrix product "
+        f"{limits['operations_per_s'][dtype] / 1e9:,.0f} G{'OP' if dtype == 'int8' else 'FLOP'}/s"
     )
+
+
+def _device(figures: Mapping[str, Any]) -> str:
+    """What the engine ran on; results of before that was written down are of the processor."""
+    return str(figures.get("device", f"{figures['threads']} threads"))
 
 
 def _share(tokens: float, percent: float, *, disturbed: bool = False) -> str:

@@ -50,7 +50,7 @@ def side_by_side(figures: Mapping[str, Any]) -> str:
     for row in figures["rows"]:
         speeds = [side["tokens_per_s"] for side in row["sides"]]
         ratios = [f"{speeds[one] / speeds[other]:.2f}" for one, other in pairs]
-        cells = [_cell(row["phase"], side) for side in row["sides"]]
+        cells = [cell(row["phase"], side) for side in row["sides"]]
         rows.append([row["phase"], row["batch"], *cells, *ratios])
     bandwidths = [side["bandwidth"] / 1e9 for row in figures["rows"] for side in row["sides"]]
     title = (
@@ -92,6 +92,12 @@ def quantization(figures: Mapping[str, Any]) -> str:
     return title + table(head, rows)
 
 
+def cell(phase: str, side: Mapping[str, Any]) -> str:
+    """Such as "49.3 (87)": tokens/s, and for decoding the percentage of the bandwidth."""
+    share = f" ({side['percent_of_bandwidth']:.0f})" if phase == "decode" else ""
+    return f"{side['tokens_per_s']:,.1f}{share}" + ("*" if side["disturbed"] else "")
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
@@ -107,13 +113,8 @@ def _ratio_title(sides: Sequence[Mapping[str, Any]], pair: tuple[int, int]) -> s
     return f"{one} / {other}"
 
 
-def _cell(phase: str, side: Mapping[str, Any]) -> str:
-    share = f" ({side['percent_of_bandwidth']:.0f})" if phase == "decode" else ""
-    return f"{side['tokens_per_s']:,.1f}{share}" + ("*" if side["disturbed"] else "")
-
-
 def _amount(item: Found) -> str:
-    return f"{item.value:.0f}{_unit(item)}" if item.unit != "x" else f"{item.value:.2f}x"
+    return f"{item.value:.{item.digits}f}{_unit(item)}"
 
 
 def _unit(item: Found) -> str:

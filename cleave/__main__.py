@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 
@@ -60,8 +60,16 @@ def main(app: typer.Typer | None = None) -> None:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(USAGE_ERROR)
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        sys.exit(INTERRUPTED)
+        _interrupted()
+    except SystemExit as ended:
+        if ended.code != INTERRUPTED:
+            raise
+        _interrupted()  # typer has made an exit of it
+
+
+def _interrupted() -> NoReturn:
+    sys.stderr.write("\ninterrupted\n")  # the cursor stands behind what was said so far, and ^C
+    sys.exit(INTERRUPTED)
 
 
 def process(app: typer.Typer | None = None) -> None:

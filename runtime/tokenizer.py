@@ -76,6 +76,8 @@ class Tokenizer:
 
     def check(self, token_ids: Sequence[int]) -> tuple[int, ...]:
         """The ids as a tuple of int. Raises RequestError for one that the vocabulary does not have."""
+        if len(token_ids) and all(isinstance(token, str) for token in token_ids):
+            raise RequestError("one prompt is wanted here, and not a list of texts; ask for each by itself")
         checked = tuple(map(_integer, token_ids))
         for token in checked:
             if not 0 <= token < self._vocab_size:

@@ -72,6 +72,7 @@ class Callback:
         finally:
             trampoline.close()
         if self._failure is not None:
+            self.close()
             raise EngineError(f"ONNX Runtime {ort.__version__} did not take an operator: {self._failure}")
 
     def close(self) -> None:

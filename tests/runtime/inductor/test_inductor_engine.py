@@ -135,7 +135,7 @@ def test_token_ids_may_be_on_the_device_already(engine: InductorEngine, demo: Ar
     for given in (token_ids, torch.from_numpy(token_ids)):
         server = server_of(demo)
         server.plan([Chunk(0, 0, 5)])
-        logits = engine.run_on_device(given, np.array([1, 4]), server)
+        logits = engine.launch(given, np.array([1, 4]), server).logits
         assert isinstance(logits, torch.Tensor)
         assert logits.shape == (2, demo.manifest.vocab_size)
         results.append(logits.numpy().copy())
