@@ -33,14 +33,15 @@ class BorrowedCrew:
         self._words = code.new_words(threads)
         address = self._words.ctypes.data
         options = session_options(threads)
-        self._callback = Callback(options, code.borrow.address, code.forget.address, address)
+        self._callback = Callback(code.borrow.address, code.forget.address, address)
+        self._callback.register(options)
         self._words[code.PARALLEL_FOR] = self._callback.parallel_for
         self._words[code.HELP] = code.help_out.address
         self._session: Any = ort.InferenceSession(_graph(), options, providers=["CPUExecutionProvider"])
         self._binding: Any = self._session.io_binding()
-        value = ort.OrtValue.ortvalue_from_numpy(np.zeros(1, np.int64))
-        self._binding.bind_ortvalue_input("given", value)
-        self._binding.bind_ortvalue_output("made", value)
+        given, made = (ort.OrtValue.ortvalue_from_numpy(np.zeros(1, kind)) for kind in (np.float32, np.int64))
+        self._binding.bind_ortvalue_input("given", given)
+        self._binding.bind_ortvalue_output("made", made)
 
     def run(self, function: int, block: int, parts: int) -> None:
         """See `Crew.run`."""
@@ -60,7 +61,8 @@ class BorrowedCrew:
 def _graph() -> bytes:
     """A graph of the one operator."""
     node = helper.make_node(OPERATOR, ["given"], ["made"], domain=DOMAIN)
-    given, made = (helper.make_tensor_value_info(name, TensorProto.INT64, [1]) for name in ("given", "made"))
+    given = helper.make_tensor_value_info("given", TensorProto.FLOAT, [1])
+    made = helper.make_tensor_value_info("made", TensorProto.INT64, [1])
     graph = helper.make_graph([node], "crew", [given], [made])
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, 1)]
     serialized: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString()
