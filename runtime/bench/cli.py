@@ -218,7 +218,9 @@ def _bar() -> Iterator[Report]:
     """A bar of the repetitions on stderr."""
     columns = (TextColumn("repetition"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     console = Console(stderr=True)
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+    quiet = not console.is_terminal  # a log would get an empty line
+    bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=quiet)
+    with bar as progress:
         task = progress.add_task("", total=None)
 
         def report(done: int, total: int) -> None:

@@ -162,6 +162,7 @@ def test_bad_input_is_one_sentence(
     result = cleave(*given)
     assert isinstance(result.exception, error), result.output
     assert says in str(result.exception)
+    assert result.output == ""  # no bar, not even an empty line of one
 
 
 def test_a_missing_http_client_is_one_sentence_with_its_install_line() -> None:
