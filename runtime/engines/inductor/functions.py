@@ -18,6 +18,7 @@ from cleave.runtime.engines.inductor.direct import is_direct
 from cleave.runtime.engines.inductor.fix import fix_rows
 from cleave.runtime.engines.inductor.fuse import fuse_small_linears
 from cleave.runtime.engines.inductor.join import join_linears
+from cleave.runtime.engines.inductor.pick import pick_first
 from cleave.runtime.engines.inductor.program import Program, program_of
 from cleave.runtime.engines.inductor.small import MOST_ROWS
 from cleave.runtime.engines.residual import check_observable, with_residual
@@ -84,8 +85,10 @@ class Functions:
 
     @property
     def sources(self) -> dict[str, str]:
-        """What is compiled, as text: the code of each program, and of the kernels for few rows."""
-        programs = {role: str(program.module.code) for role, program in self._programs.items()}
+        """What is compiled, as text: the code of each program, and of own kernels, where it may call them."""
+        programs = {
+            self._role(index): str(self._program_for(index, None).module.code) for index in {0, 1, self._last}
+        }
         if self.chooser is None and not self._deterministic:
             return programs
         kernels = [Path(small.__file__).with_name(name).read_text("utf-8") for name in _KERNEL_SOURCES]
@@ -158,12 +161,17 @@ class Functions:
         where = f"the piece after layer {index - 1}" if index else "the piece before layer 0"
         rows = {name: self._shapes[tensor][0] for name, tensor in piece.weights.items()}
         program = join_linears(program_of(piece, where), rows)
-        return fix_rows(program, where) if self._deterministic else program
+        return fix_rows(pick_first(program), where) if self._deterministic else program
 
     def _program_for(self, index: int, rows: int | None) -> Program:
-        """The program of a piece, for few rows with the linear layers that own kernels compute faster."""
+        """The program of a piece, for few rows with the linear layers that own kernels compute faster.
+
+        Steps of few rows are decode steps, in which every row is asked for.
+        """
         program = self._programs[self._role(index)]
-        if rows is None or rows > MOST_ROWS or self.chooser is None:
+        if rows is None:
+            return pick_first(program)
+        if rows > MOST_ROWS or self.chooser is None:
             return program
         return fuse_small_linears(*self._few_rows(index, rows), self.chooser)
 

@@ -79,7 +79,10 @@ class DeviceSampler:
             self.forget(-number)
 
     def forget(self, sequence: int) -> None:
-        """The sequence has ended, and its slot is free at once; else it would be when others need one."""
+        """Free the sequence's slot at once; else it would be when others need one.
+
+        It has ended, or a token that is counted there was lost.
+        """
         self._slots.forget(sequence)
 
     def _planned(self, rows: Sequence[SampledRow]) -> _Plan:

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 from fake_graphs import FakeGraphs
-from fake_tensorrt_rtx import Library, write_plans
+from fake_tensorrt_plans import write_plans
+from fake_tensorrt_rtx import Library
 
 from cleave import LLM, SamplingParams
 from cleave.errors import EngineError
@@ -256,7 +257,7 @@ def test_token_ids_may_be_on_the_device_already(
     for given in (np.array([5, 77, 2]), torch.tensor([5, 77, 2])):
         attention = Attention(demo, fake)
         attention.plan([(0, 3)])
-        results.append(engine.run_on_device(given, np.array([2]), attention).clone())
+        results.append(engine.launch(given, np.array([2]), attention).logits.clone())
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
 
 
