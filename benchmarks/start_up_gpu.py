@@ -27,6 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import report_gpu
 from random_artifact import GPU_SHAPES, write_graphs, write_random_weights
 from record import save
 from rich.console import Console
@@ -183,19 +184,11 @@ def made(shape: str, layers: int | None, folder: Path) -> Path:
 
 def table(title: str, starts: dict[str, dict[str, Any]]) -> Table:
     """The parts of every start."""
-    view = Table(title=title)
-    view.add_column("seconds")
+    view = Table("seconds", title=title)
     for way in starts:
         view.add_column(way, justify="right")
-    view.add_row("whole", *(f"{one['seconds']:.1f}" for one in starts.values()))
-    parts = dict.fromkeys(part for one in starts.values() for part in one["parts"])
-    for part in parts:
-        found = [one["parts"].get(part) for one in starts.values()]
-        view.add_row(
-            part, *("" if one is None else f"{one['seconds']:.2f} ({one['times']:.0f})" for one in found)
-        )
-    view.add_row("kernels compiled", *(str(one["kernels_compiled"]) for one in starts.values()))
-    view.add_row("kernels found", *(str(one["kernels_found"]) for one in starts.values()))
+    for cells in report_gpu.start_up_rows(starts):
+        view.add_row(*cells)
     return view
 
 
