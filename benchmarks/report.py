@@ -90,6 +90,7 @@ def _result(record: Mapping[str, Any], kind: str) -> str:
         "start_up": _start_up,
         "quantization": report_cpu.quantization,
         "gpu_engine": report_gpu.engine,
+        "start_up_gpu": report_gpu.start_up,
         "gpu_kernels": report_gpu.kernels,
     }.get(kind, _plain)
     return (

@@ -53,6 +53,28 @@ def kernels(figures: Mapping[str, Any]) -> str:
     return "\n".join([title, *parts])
 
 
+def start_up(figures: Mapping[str, Any]) -> str:
+    """The parts of every start."""
+    title = f"**{figures['shape']}**, {figures['layers']} layers, {figures['dtype']}, one {figures['gpu']}.\n"
+    return f"{title}\n{table(['', *figures['starts']], start_up_rows(figures['starts']))}"
+
+
+def start_up_rows(starts: Mapping[str, Any]) -> list[list[str]]:
+    """A part in each, and in every way of starting its seconds, with how often where that is not once."""
+    rows = [["whole", *(f"{one['seconds']:.1f}" for one in starts.values())]]
+    for part in dict.fromkeys(part for one in starts.values() for part in one["parts"]):
+        found = [one["parts"].get(part) for one in starts.values()]
+        rows.append([part, *("" if one is None else _part(one) for one in found)])
+    for count in ("kernels_compiled", "kernels_found"):
+        rows.append([count.replace("_", " "), *(str(one[count]) for one in starts.values())])
+    return rows
+
+
+def _part(part: Mapping[str, Any]) -> str:
+    times = int(part["times"])
+    return f"{part['seconds']:.2f}" if times == 1 else f"{part['seconds']:.2f} ({times})"
+
+
 def _kernels(title: str, rows: Iterable[Mapping[str, Any]]) -> str:
     lines = [[f"`{row['kernel']}`", row["launches"], f"{row['microseconds']:,.0f}"] for row in rows]
     return f"*{title}*\n\n{table(['kernel', 'launches', 'us in all'], lines)}"
