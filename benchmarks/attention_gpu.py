@@ -4,12 +4,14 @@ Decode: every sequence has `context` tokens, and reads all of them; the limit is
 copy on the same GPU, in the same run, takes for as many bytes. Layers have a KV cache each, so that
 no cache holds what is read, and are replayed as one CUDA graph. Prefill: `batch` prompts of `context`
 tokens; the attention kernel beside PyTorch's own on tensors that lie ready, and both kernels in all.
+`--beside flashinfer` has the backend `flashinfer` do the same instead, each point in turn with `triton`.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -108,10 +110,29 @@ def prefill_figures() -> list[dict[str, Any]]:
     return rows
 
 
+def beside(other: str) -> list[dict[str, Any]]:
+    """A whole layer of each backend, in turn: the same steps, the medians of three turns."""
+    rows = []
+    kinds = {"decode": (decode_seconds, BATCHES, (576,)), "prefill": (prefill_seconds, (1, 32), (512,))}
+    for shape, (kind, (measure, batches, contexts)) in itertools.product(SHAPES, kinds.items()):
+        for context, batch in itertools.product(contexts, batches):
+            point = Point.even(shape, batch, context)
+            taken: dict[str, list[float]] = {"triton": [], other: []}
+            for _, name in itertools.product(range(3), taken):
+                taken[name].append(measure(point, name=name))
+                torch.cuda.empty_cache()
+            own, others = (statistics.median(times) for times in taken.values())
+            row: dict[str, Any] = {"step": kind, "shape": shape, "batch": batch, "context": context}
+            row |= {"triton_us": round(own * 1e6, 1), f"{other}_us": round(others * 1e6, 1)}
+            rows.append(row | {"ratio": round(others / own, 2)})
+    return rows
+
+
 def main() -> None:
     """Measure, print the tables, write results/NAME.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--name", default="attention_gpu")
+    parser.add_argument("--beside", choices=["flashinfer"], help="another backend to compare with")
     arguments = parser.parse_args()
     console = Console(width=170)
     torch.manual_seed(0)
@@ -128,6 +149,8 @@ def main() -> None:
         "prefill": prefill_figures,
         "decode_deterministic": lambda: decode_figures(bandwidth, True),
     }
+    if arguments.beside is not None:
+        parts = {f"beside_{arguments.beside}": lambda: beside(arguments.beside)}
     for title, measure in parts.items():
         figures[title] = measure()
         show(console, title, figures[title])

@@ -21,11 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_limits import Limits
 from gpu_model import GpuModel
+from gpu_sizes import Sizes
 from record import save
 from rich.console import Console
 from rich.table import Table
+
+from cleave.runtime.bench.gpu_limits import GpuProbe
+from cleave.runtime.bench.limits import Limits
 
 BATCHES = (1, 8, 32, 128, 256)
 PROFILED = (1, 64)
@@ -48,16 +51,17 @@ def measure(
     model = GpuModel(
         artifact, cache, attention, max(batches), PROMPT + STEPS + 1, deterministic=deterministic
     )
-    limits = Limits.measure(getattr(torch, model.manifest.dtype))
-    sizes = Sizes(model)
+    dtype = model.manifest.dtype
+    limits = limits_of(model.engine.device, dtype)
+    sizes = Sizes.of(model.artifact)
     figures = {
         "gpu": torch.cuda.get_device_name(),
         "shape": shape,
-        "dtype": model.manifest.dtype,
+        "dtype": dtype,
         "attention": attention,
         "deterministic": deterministic,
-        "copy_bytes_per_second": limits.bytes_per_second,
-        "matmul_flops_per_second": limits.flops_per_second,
+        "copy_bytes_per_second": limits.bandwidth,
+        "matmul_flops_per_second": limits.rate(dtype),
         "weight_bytes_read_by_a_step": sizes.read,
         "start": starts,
         "decode": [decode(model, sizes, limits, batch) for batch in batches],
@@ -66,6 +70,15 @@ def measure(
     }
     shutil.rmtree(cache)
     return figures
+
+
+def limits_of(device: str, dtype: str) -> Limits:
+    """What the GPU can do at most."""
+    probe = GpuProbe(device, dtype)
+    try:
+        return probe.measure()
+    finally:
+        probe.close()
 
 
 def kernel_tables(shape: str, folder: Path, attention: str) -> dict[str, Any]:
@@ -85,23 +98,6 @@ def kernel_tables(shape: str, folder: Path, attention: str) -> dict[str, Any]:
     return figures
 
 
-class Sizes:
-    """What a step has to read and to compute at least."""
-
-    def __init__(self, model: GpuModel) -> None:
-        manifest = model.manifest
-        tensors = model.artifact.tensors
-        embedding = tensors[manifest.embedding].nbytes
-        head = math.prod((manifest.vocab_size, manifest.hidden_size))
-        self.read = sum(tensor.nbytes for tensor in tensors.values()) - embedding
-        self.token = model.token_bytes
-        item = embedding // head
-        self.parameters = self.read // item - head
-        """Of the layers alone: the head sees one row of a prompt."""
-        self.layers = manifest.num_layers
-        self.q_size = manifest.layer_specs[0].q_size
-
-
 def decode(model: GpuModel, sizes: Sizes, limits: Limits, batch: int) -> dict[str, Any]:
     """The best of two runs of `STEPS` steps after prompts of `PROMPT` tokens."""
     best = math.inf
@@ -109,7 +105,7 @@ def decode(model: GpuModel, sizes: Sizes, limits: Limits, batch: int) -> dict[st
         _, tokens = model.prefill(batch, PROMPT)
         best = min(best, model.decode(tokens, PROMPT, STEPS))
         model.forget(batch)
-    least = (sizes.read + batch * (PROMPT + STEPS / 2) * sizes.token) / limits.bytes_per_second
+    least = sizes.decode_bytes(batch, PROMPT + STEPS / 2) / limits.bandwidth
     alone = model.batchful(batch)
     return {
         "batch": batch,
@@ -117,7 +113,7 @@ def decode(model: GpuModel, sizes: Sizes, limits: Limits, batch: int) -> dict[st
         "tokens_per_second": batch / best,
         "percent_of_limit": 100 * least / best,
         "engine_alone": alone,
-        "engine_alone_percent_of_limit": 100 * sizes.read / limits.bytes_per_second / alone,
+        "engine_alone_percent_of_limit": 100 * sizes.read / limits.bandwidth / alone,
     }
 
 
@@ -129,12 +125,12 @@ def prefill(model: GpuModel, sizes: Sizes, limits: Limits) -> dict[str, Any]:
         best = min(best, seconds)
         model.forget(PREFILL_BATCH)
     tokens = PREFILL_BATCH * PROMPT
-    flops = 2 * sizes.parameters * tokens + 2 * sizes.layers * sizes.q_size * PROMPT**2 * PREFILL_BATCH
+    flops = sizes.prefill_flops(PREFILL_BATCH, PROMPT)
     return {
         "batch": PREFILL_BATCH,
         "prompt": PROMPT,
         "tokens_per_second": tokens / best,
-        "percent_of_limit": 100 * flops / limits.flops_per_second / best,
+        "percent_of_limit": 100 * flops / limits.rate(model.manifest.dtype) / best,
     }
 
 

@@ -3,14 +3,20 @@
 Each side loads the shape in a process of its own and generates through its public interface,
 `LLM.generate`, greedily, end-of-sequence tokens ignored, the prefix cache off. By batch: the time of one
 token after prompts of 512 (prefill), and of 64 more (decode); then 400 requests at once with prompts of
-64 to 1024 tokens and outputs of 64 to 512. vLLM does not detokenise, Cleave does.
+64 to 1024 tokens and outputs of 64 to 512. vLLM does not detokenise, Cleave does. A start is that of the
+`LLM`, weights in the page cache; Cleave starts twice, the second time with what the first one compiled.
+
+The limit of decode is the bytes of weights and KV over the bandwidth of a copy, that of prefill the
+operations over the rate of a large product, both measured first, in the same run.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.metadata
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,19 +26,25 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from gpu_sizes import Sizes
 from random_artifact import GPU_SHAPES, random_artifact
 from record import save
 from rich.console import Console
 from rich.table import Table
 from side_by_side import require
 
+from cleave.export.artifact import Artifact
+
 PIN = "vllm==0.20.2"
 SIDES = ("vllm", "cleave")
+PARTS = (*SIDES, "limits", "warm_start")
 BATCHES = (1, 8, 32, 128, 256)
 PROMPT, STEPS = 512, 64
 MOST_SEQUENCES = 256
 MIXED = 400
 LENGTH = 4096
+ENGINES = "engines"
+"""Folder of the engine cache, in that of the artifact."""
 
 Prompts = Sequence[Sequence[int]]
 
@@ -90,7 +102,7 @@ class Cleave:
             max_sequences=MOST_SEQUENCES,
             prefix_cache=False,
             verify=False,
-            cache=folder / "engines",
+            cache=folder / ENGINES,
         )
         self.name = f"cleave {importlib.metadata.version('cleave')} (inductor + triton)"
 
@@ -100,11 +112,25 @@ class Cleave:
         return [len(answer.token_ids) for answer in self._llm.generate(prompts, params, progress=False)]
 
 
-def measure(make: Callable[[], Side], vocab: int, batches: Sequence[int]) -> dict[str, Any]:
-    """All figures of one side; times are the best of three prefills and of two runs that decode."""
+def started(make: Callable[[], Side]) -> tuple[Side, float]:
+    """A side, and the seconds of its start."""
     began = time.perf_counter()
     side = make()
-    figures: dict[str, Any] = {"name": side.name, "start_seconds": time.perf_counter() - began}
+    return side, time.perf_counter() - began
+
+
+def limits(dtype: str) -> dict[str, float]:
+    """See `gpu_limits.Limits`."""
+    import torch
+    from gpu_limits import Limits
+
+    return dataclasses.asdict(Limits.measure(getattr(torch, dtype)))
+
+
+def measure(make: Callable[[], Side], vocab: int, batches: Sequence[int]) -> dict[str, Any]:
+    """All figures of one side; times are the best of three prefills and of two runs that decode."""
+    side, seconds = started(make)
+    figures: dict[str, Any] = {"name": side.name, "start_seconds": seconds}
     generator = np.random.default_rng(0)
 
     def timed(lengths: Sequence[int], outputs: Sequence[int]) -> float:
@@ -168,97 +194,124 @@ def write_checkpoint(artifact: Path, folder: Path, dtype: str, config: dict[str,
 
 
 def table(figures: dict[str, Any]) -> Table:
-    """Every side, and how many times as fast Cleave is."""
+    """Every side, how many times as fast Cleave is, and how near to the limit."""
     view = Table(title=f"{figures['shape']}, {figures['dtype']}, {figures['gpu']}")
     view.add_column("")
-    for name in head(figures):
+    for name in figures["columns"]:
         view.add_column(name, justify="right")
     for what, *values in figures["rows"]:
-        view.add_row(what, *(f"{value:,.2f}" for value in values))
+        view.add_row(what, *map(cell, values))
     return view
 
 
-def head(figures: dict[str, Any]) -> list[str]:
-    """The columns of the rows."""
-    names = [side["name"] for side in figures["sides"].values()]
-    return [*names, "ratio"] if len(names) > 1 else names
+def cell(value: float | None) -> str:
+    """As tables print it."""
+    return "" if value is None else f"{value:,.2f}"
 
 
-def rows(sides: list[dict[str, Any]]) -> list[list[Any]]:
-    """What, every side's figure, and of two sides the ratio: above 1, the last one is faster."""
+def rows(figures: dict[str, Any], sizes: Sizes) -> list[list[Any]]:
+    """What, every side's figure, of two sides the ratio (above 1: the last one is faster), and the last one's
+    percentage of the limit."""
     found: list[list[Any]] = []
+    sides = list(figures["sides"].values())
+    bandwidth, rate = (figures["limits"][name] for name in ("bytes_per_second", "flops_per_second"))
 
-    def add(what: str, values: list[float], *, is_rate: bool) -> None:
-        ratio = [values[1] / values[0] if is_rate else values[0] / values[1]] if len(values) > 1 else []
-        found.append([what, *values, *ratio])
+    def add(what: str, values: list[float], limit: float | None = None, *, is_rate: bool) -> None:
+        one, other = values[-1], values[0]
+        ratio = [one / other if is_rate else other / one] if len(values) > 1 else []
+        percent = limit and 100 * (one / limit if is_rate else limit / one)
+        found.append([what, *values, *ratio, percent])
 
     together = list(zip(*(side["batches"] for side in sides), strict=True))
     for same in together:
-        steps = [one["decode_ms_per_step"] for one in same]
-        add(f"decode, batch {same[0]['batch']}, ms/step", steps, is_rate=False)
+        batch = same[0]["batch"]
+        limit = sizes.decode_bytes(batch, PROMPT + STEPS / 2) / bandwidth * 1e3
+        add(f"decode, batch {batch}, ms/step", [s["decode_ms_per_step"] for s in same], limit, is_rate=False)
     for same in together:
+        batch = same[0]["batch"]
+        limit = batch * PROMPT / sizes.prefill_flops(batch, PROMPT) * rate
         rates = [one["prefill_tokens_per_s"] for one in same]
-        add(f"prefill, batch {same[0]['batch']}, tokens/s", rates, is_rate=True)
+        add(f"prefill, batch {batch}, tokens/s", rates, limit, is_rate=True)
     mixed = [side["mixed"]["output_tokens_per_s"] for side in sides]
     add(f"{MIXED} requests, output tokens/s", mixed, is_rate=True)
-    add("start, s", [side["start_seconds"] for side in sides], is_rate=False)
+    add("start, nothing compiled, s", [side["start_seconds"] for side in sides], is_rate=False)
+    blank = [None] * (len(sides) - 1)
+    warm = ["start, engine cache filled, s", *blank, figures["warm_start_seconds"], None]
+    found.append(warm + blank)
     return found
+
+
+def options() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", choices=tuple(GPU_SHAPES), default="llama-2-7b")
+    parser.add_argument("--folder", type=Path, default=None, help="for weights; kept for the next run")
+    parser.add_argument("--batch", default=",".join(map(str, BATCHES)))
+    parser.add_argument("--only", choices=PARTS, default=None, help="print the figures of a part as JSON")
+    parser.add_argument("--without_vllm", action="store_true", help="Cleave alone")
+    parser.add_argument("--name", default=None, help="of the result; default: vs_vllm_SHAPE_h200, or llm_...")
+    return parser.parse_args()
+
+
+def part(given: argparse.Namespace) -> Any:
+    """What one process measures."""
+    dtype, config = GPU_SHAPES[given.shape]
+    artifact = given.folder / given.shape
+    sides: dict[str, Callable[[], Side]] = {
+        "vllm": lambda: Vllm(
+            write_checkpoint(artifact, given.folder / f"{given.shape}-checkpoint", dtype, config), dtype
+        ),
+        "cleave": lambda: Cleave(artifact, dtype),
+    }
+    if given.only == "limits":
+        return limits(dtype)
+    if given.only == "warm_start":
+        return started(sides["cleave"])[1]
+    return measure(sides[given.only], config["vocab_size"], [int(batch) for batch in given.batch.split(",")])
 
 
 def main() -> None:
     """Both sides, each in a process of its own."""
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--shape", choices=tuple(GPU_SHAPES), default="llama-2-7b")
-    options.add_argument("--folder", type=Path, default=None, help="for weights; kept for the next run")
-    options.add_argument("--batch", default=",".join(map(str, BATCHES)))
-    options.add_argument("--only", choices=SIDES, default=None, help="print one side's figures as JSON")
-    options.add_argument("--without_vllm", action="store_true", help="Cleave alone")
-    options.add_argument(
-        "--name", default=None, help="of the result; default: vs_vllm_SHAPE_h200, or llm_..."
-    )
-    given = options.parse_args()
-    dtype, config = GPU_SHAPES[given.shape]
-    batches = [int(batch) for batch in given.batch.split(",")]
+    given = options()
+    if given.only is not None:
+        print(json.dumps(part(given)))
+        return
+    if not given.without_vllm:
+        require("vllm", PIN)
+    import torch
+
+    if not torch.cuda.is_available():
+        sys.stderr.write("error: torch sees no GPU; this compares on a GPU only\n")
+        sys.exit(2)
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
-        artifact = folder / given.shape
-        if given.only is not None:
-            checkpoint = write_checkpoint(artifact, folder / f"{given.shape}-checkpoint", dtype, config)
-            sides: dict[str, Callable[[], Side]] = {
-                "vllm": lambda: Vllm(checkpoint, dtype),
-                "cleave": lambda: Cleave(artifact, dtype),
-            }
-            print(json.dumps(measure(sides[given.only], config["vocab_size"], batches)))
-            return
-        if not given.without_vllm:
-            require("vllm", PIN)
-        import torch
+        artifact = random_artifact(given.shape, folder / given.shape)
+        shutil.rmtree(artifact / ENGINES, ignore_errors=True)
 
-        if not torch.cuda.is_available():
-            sys.stderr.write("error: torch sees no GPU; this compares on a GPU only\n")
-            sys.exit(2)
-        random_artifact(given.shape, artifact)
-        found = {}
-        for side in SIDES[given.without_vllm :]:
+        def measured(name: str) -> Any:
             command = [sys.executable, __file__, "--shape", given.shape, "--folder", str(folder)]
-            command += ["--batch", given.batch, "--only", side]
+            command += ["--batch", given.batch, "--only", name]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            found[side] = json.loads(done.stdout.splitlines()[-1])
-        figures = {
+            return json.loads(done.stdout.splitlines()[-1])
+
+        figures: dict[str, Any] = {
             "benchmark": "vs_vllm",
             "gpu": torch.cuda.get_device_name(),
             "shape": given.shape,
-            "dtype": dtype,
+            "dtype": GPU_SHAPES[given.shape][0],
             "prompt": PROMPT,
             "output": STEPS,
-            "sides": found,
-            "rows": rows(list(found.values())),
+            "limits": measured("limits"),
+            "sides": {side: measured(side) for side in SIDES[given.without_vllm :]},
+            "warm_start_seconds": measured("warm_start"),
         }
-        figures["columns"] = head(figures)
-    console = Console()
-    console.print(table(figures))
+        sizes = Sizes.of(Artifact.open(artifact, verify=False))
+    names = [side["name"] for side in figures["sides"].values()]
+    figures["columns"] = [*names, *(["ratio"] if len(names) > 1 else []), "% of the limit"]
+    figures["rows"] = rows(figures, sizes)
+    Console(width=120).print(table(figures))
     name = given.name or f"{'llm' if given.without_vllm else 'vs_vllm'}_{given.shape}_h200"
-    console.print(f"written to {save(name, figures)}", soft_wrap=True)
+    Console().print(f"written to {save(name, figures)}", soft_wrap=True)
 
 
 if __name__ == "__main__":

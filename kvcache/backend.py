@@ -40,7 +40,10 @@ class AttentionBackend(Protocol):
     """
 
     def plan(self, step: StepPlan) -> None:
-        """All host work that does not depend on the layer. Called once a step."""
+        """All host work that does not depend on the layer. Called once a step.
+
+        Where it raises, no step is planned: not the one before either.
+        """
 
     def run(self, layer: int, q: Any, k: Any, v: Any, out: Any) -> None:
         """Append k and v of every row to the pages, attend, and write out. Called once a layer.

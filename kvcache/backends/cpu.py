@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 
 from cleave.crew.crew import Crew, make_crew
 from cleave.errors import AttentionError
@@ -21,6 +20,7 @@ from cleave.kvcache.rope import rope_tables
 from cleave.kvcache.spec import AttentionSpec, RopeSpec
 from cleave.kvcache.step import StepPlan
 from cleave.lanes import LANES
+from cleave.threads import physical_cores
 
 Float32 = npt.NDArray[np.float32]
 
@@ -68,7 +68,7 @@ class CpuBackend:
                 f"page_size is {shape.page_size}; the cpu attention backend needs a multiple of {LANES}"
             )
         if threads is None:
-            threads = psutil.cpu_count(logical=False) or 1
+            threads = physical_cores()
         if threads <= 0:
             raise AttentionError(f"threads is {threads}; it must be positive, or None for all physical cores")
         self._threads = threads
@@ -106,6 +106,7 @@ class CpuBackend:
 
     def plan(self, step: StepPlan) -> None:
         """Cut the step into items, and the items into parts of about equal cost, for each kind of layer."""
+        self._work = []
         work = {
             key: cut(step, kind.spec, cpu_kernel.TILE, self._crew.threads)
             for key, kind in self._kinds.items()

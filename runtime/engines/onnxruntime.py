@@ -17,7 +17,7 @@ import onnxruntime as ort
 
 from cleave.export.artifact import WEIGHTS, Artifact
 from cleave.export.manifest import Manifest
-from cleave.export.pieces import Piece, cut, make_initializers, widen
+from cleave.export.pieces import Piece, computable, cut, make_initializers, widen
 from cleave.runtime.engines.engine import Attention, EngineOptions, Observer
 from cleave.runtime.engines.huge_pages import HugePages
 from cleave.runtime.engines.integer_products import are_exact
@@ -208,7 +208,7 @@ def make_session(
     where to write the piece as it was optimised and packed; see `saved_piece`. `inside` adds attention to it.
     """
     model = widen(piece.model)
-    arrays = {name: _computable(artifact.weight(tensor)) for name, tensor in piece.weights.items()}
+    arrays = {name: computable(artifact.weight(tensor)) for name, tensor in piece.weights.items()}
     for name, members in fuse(model, arrays.keys()).items():
         arrays[name] = np.concatenate([arrays.pop(member) for member in members])
     make_initializers(model, arrays)
@@ -234,12 +234,6 @@ def _rows_multiple(manifest: Manifest) -> int:
     """
     group_size = manifest.quantization.group_size if manifest.quantization else None
     return 2 if group_size is not None and group_size > _LARGEST_GROUP_OF_ONE_ORDER else 1
-
-
-def _computable(weight: _Array) -> _Array:
-    """The weight in a dtype that the processor computes in: integers as they are, floats in float32."""
-    is_float = weight.dtype.kind not in "iu"
-    return np.ascontiguousarray(weight, np.float32 if is_float else None)
 
 
 def _share_one_arena() -> None:

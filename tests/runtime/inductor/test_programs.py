@@ -18,7 +18,9 @@ from cleave.errors import EngineError
 from cleave.export.artifact import Artifact
 from cleave.export.pieces import Piece, cut
 from cleave.runtime.engines.inductor.join import join_linears
+from cleave.runtime.engines.inductor.pick import pick_first
 from cleave.runtime.engines.inductor.program import Program, program_of
+from cleave.runtime.engines.residual import with_residual
 
 TOKENS = 7
 
@@ -61,7 +63,8 @@ def test_every_piece_gives_what_onnx_runtime_gives(artifact: Callable[[str], Pat
         expected = run_by_onnxruntime(piece, opened)
         program = program_of(piece, "a piece")
         rows = {name: opened.tensors[tensor].shape[0] for name, tensor in piece.weights.items()}
-        for made in (program, join_linears(program, rows)):
+        joined = join_linears(program, rows)
+        for made in (program, joined, pick_first(joined)):
             assert made.outputs == piece.outputs
             for got, wanted in zip(run_by_torch(made, piece, opened), expected, strict=True):
                 np.testing.assert_allclose(got.numpy(), wanted, rtol=2e-5, atol=2e-5)
@@ -83,6 +86,38 @@ def test_layers_that_read_one_value_become_one_matrix(artifact: Callable[[str], 
     assert sorted(name for names in joined.weights for name in names) == sorted(piece.weights)
     assert ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight") in joined.weights
     assert len(program.weights) == len(piece.weights)  # the program that was joined is as it was
+
+
+@pytest.mark.parametrize("variant", ["gqa", "mlp_bias", "one_layer", "qwen3"])
+def test_the_last_piece_computes_nothing_of_rows_that_nobody_asks_for(
+    artifact: Callable[[str], Path], variant: str
+) -> None:
+    opened = Artifact.open(artifact(variant))
+    pieces = three_pieces(opened)
+    for piece in pieces[:-1]:
+        program = program_of(piece, "a piece")
+        assert pick_first(program) is program
+    seen: list[int] = []
+
+    class Watched(torch.fx.Interpreter):
+        def run_node(self, n: torch.fx.Node) -> object:
+            given = super().run_node(n)
+            if n.target is F.linear:
+                seen.append(len(given))
+            return given
+
+    program = program_of(pieces[-1], "the last piece")
+    inputs = inputs_of(pieces[-1])
+    arrays = (inputs[name] for name in program.inputs)
+    weights = (opened.weight(pieces[-1].weights[name]) for (name,) in program.weights)
+    Watched(pick_first(program).module).run(*(torch.from_numpy(np.array(one)) for one in (*arrays, *weights)))
+    assert seen == [3] * 5  # o, gate, up, down and the head
+
+
+def test_a_last_piece_that_gives_its_residual_computes_all_rows(artifact: Callable[[str], Path]) -> None:
+    piece = with_residual(three_pieces(Artifact.open(artifact("gqa")))[-1])
+    program = program_of(piece, "the last piece")
+    assert pick_first(program) is program
 
 
 def changed(piece: Piece, operator: str, change: Callable[[onnx.NodeProto], None]) -> Piece:
