@@ -1,18 +1,24 @@
-"""docs/benchmarks.md, made of results/*.json and of nothing else. `python benchmarks/report.py` writes it."""
+"""docs/benchmarks.md and a table of README.md, made of results/*.json and of nothing else.
+
+`python benchmarks/report.py` writes them.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import report_cpu
+import report_gpu
+import report_readme
 from report_cpu import table as _table
+from report_sections import SECTIONS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-REPORT = ROOT / "docs" / "benchmarks.md"
+REPORT, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
 
 _HEAD = """# Benchmarks
 
@@ -30,89 +36,44 @@ python benchmarks/shapes.py 135m --output_dir benchmarks/out/135m/checkpoint
 cleave export --model benchmarks/out/135m/checkpoint --output_dir model_files/135m
 ```
 """
-_SECTIONS = {
-    "latency": ("Latency", "Prefill and decode of a batch in lockstep, without a scheduler."),
-    "throughput": (
-        "Throughput",
-        "All requests at once through the whole LLM, end-of-sequence tokens ignored.",
-    ),
-    "side_by_side": (
-        "Side by side",
-        "A peer and Cleave on one checkpoint in one run, interleaved, each with several kinds of weights; "
-        "the last columns: Cleave's tokens/s over the peer's, of medians.",
-    ),
-    "vs_vllm": (
-        "The whole LLM on one GPU",
-        "Random weights, through `LLM.generate`, scheduler and text included: prompts of 512 and 64 more "
-        "tokens by batch, then mixed requests. Ratio: above 1, Cleave is faster than vLLM.",
-    ),
-    "serve": ("Serving", "TTFT, TPOT, ITL and E2E by the definitions of `vllm bench serve`."),
-    "serve_overhead": (
-        "What HTTP costs",
-        "Processor time of the server's process for each token, beside that of generating without one.",
-    ),
-    "kvrun": (
-        "kv.run's table",
-        "Tokens/s, and in brackets the % of what the machine or card can do at most. A prefill counts one "
-        "token for each sequence. The published columns are of Llama-2-7B.",
-    ),
-    "split_tax": (
-        "Split tax",
-        "What it costs to run the model in pieces, beside the uncut graph and the whole step.",
-    ),
-    "sampler": (
-        "Sampler",
-        "Choosing the next tokens of a batch. A pass is one reading of its logits at the machine's "
-        "bandwidth; `flat`: 90 % of the probability are tens of thousands of tokens.",
-    ),
-    "export_memory": ("Memory of an export", "Peak memory of the process beside the size of the checkpoint."),
-    "structured": (
-        "Structured output",
-        "The masks of two libraries; what each makes of the features of JSON Schema (ignored: it lets "
-        "through what the schema forbids); and what masks cost the engine's thread, microseconds a request.",
-    ),
-    "start_up": (
-        "Start-up",
-        "Until an engine can run; files are in the page cache but where a row says otherwise. `in turn`: "
-        "sessions made one after the other; `side by side`: several at a time, as the engine does; `saved`: "
-        "so, of pieces that `cleave build` had optimised and packed, and that ONNX Runtime packs again all "
-        "the same; `no packing`: those without packing, which gives other bits.",
-    ),
-    "quantization": (
-        "Quantisation",
-        "The demo checkpoint's weights in float32 and quantised: bytes of weights.safetensors, KL divergence "
-        "from float32 and perplexity by that of float32 on held-out text, known answers, and tokens/s in "
-        "lockstep.",
-    ),
-    "scheduler": ("Scheduler", "The cost of a scheduling decision."),
-    "tensorrt_rtx_build": (
-        "Building for TensorRT for RTX",
-        "One middle plan for all layers beside one for each layer, and weights as inputs of the plans beside "
-        "weights inside. Built without a GPU; nothing was run, so what sharing costs in fusion is not known.",
-    ),
-}
 
 
 def render(results: Path = RESULTS) -> str:
     """The text of docs/benchmarks.md."""
-    records = [(path.stem, json.loads(path.read_text("utf-8"))) for path in sorted(results.glob("*.json"))]
-    side_by_side = [record for stem, record in records if _kind(stem, record) == "side_by_side"]
-    parts = [_HEAD, report_cpu.goals(side_by_side)]
-    for kind, (title, introduction) in _SECTIONS.items():
+    records = _records(results)
+    parts = [_HEAD, report_cpu.goals(_side_by_side(records))]
+    for kind, (title, introduction) in SECTIONS.items():
         found = [(stem, record) for stem, record in records if _kind(stem, record) == kind]
         if found:
             parts.append(f"## {title}\n\n{introduction}\n")
             parts += [_result(record, kind) for _, record in found]
-    others = [(stem, record) for stem, record in records if _kind(stem, record) not in _SECTIONS]
+    others = [(stem, record) for stem, record in records if _kind(stem, record) not in SECTIONS]
     for stem, record in others:
         parts.append(f"## {stem.replace('_', ' ').capitalize()}\n")
         parts.append(_result(record, stem))
     return "\n".join(part for part in parts if part)
 
 
+def readme(results: Path = RESULTS) -> str:
+    """The text of README.md, as it is but for the table."""
+    return report_readme.filled(README.read_text("utf-8"), _side_by_side(_records(results)))
+
+
+def _records(results: Path) -> list[tuple[str, dict[str, Any]]]:
+    return [(path.stem, json.loads(path.read_text("utf-8"))) for path in sorted(results.glob("*.json"))]
+
+
+def _side_by_side(records: Iterable[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    return [record for stem, record in records if _kind(stem, record) == "side_by_side"]
+
+
 def _kind(stem: str, record: Mapping[str, Any]) -> str:
     figures = record["figures"]
-    return figures.get("benchmark", stem) if isinstance(figures, dict) else stem
+    if isinstance(figures, dict) and "benchmark" in figures:
+        return str(figures["benchmark"])
+    # Names of results end with the shape or the GPU that they are of.
+    kinds = [kind for kind in SECTIONS if stem == kind or stem.startswith(f"{kind}_")]
+    return max(kinds, key=len, default=stem)
 
 
 def _result(record: Mapping[str, Any], kind: str) -> str:
@@ -128,6 +89,8 @@ def _result(record: Mapping[str, Any], kind: str) -> str:
         "sampler": _sampler,
         "start_up": _start_up,
         "quantization": report_cpu.quantization,
+        "gpu_engine": report_gpu.engine,
+        "gpu_kernels": report_gpu.kernels,
     }.get(kind, _plain)
     return (
         f"{draw(record['figures'])}\n"
@@ -310,6 +273,10 @@ def _share(tokens: float, percent: float, *, disturbed: bool = False) -> str:
 
 
 def _value(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return ", ".join(map(_value, value))
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:,}" if type(value) is int else str(value)
@@ -317,4 +284,5 @@ def _value(value: Any) -> str:
 
 if __name__ == "__main__":
     REPORT.write_text(render(), "utf-8")
-    print(f"written to {REPORT.relative_to(ROOT)}")
+    README.write_text(readme(), "utf-8")
+    print(f"written to {REPORT.relative_to(ROOT)} and {README.relative_to(ROOT)}")

@@ -1,0 +1,62 @@
+"""The parts of docs/benchmarks.md about the engine on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from report_cpu import table
+
+
+def engine(figures: Mapping[str, Any]) -> str:
+    """Decode steps by batch, a prefill, the starts of a process, and kernels where they were recorded."""
+    head = ["batch", "ms a step", "tokens/s", "% of limit", "alone, ms", "% of limit"]
+    rows = [
+        [
+            row["batch"],
+            f"{row['step'] * 1e3:.2f}",
+            f"{row['tokens_per_second']:,.0f}",
+            f"{row['percent_of_limit']:.0f}",
+            f"{row['engine_alone'] * 1e3:.2f}",
+            f"{row['engine_alone_percent_of_limit']:.0f}",
+        ]
+        for row in figures["decode"]
+    ]
+    prefill = figures["prefill"]
+    title = (
+        f"**{figures['shape']}**, {figures['dtype']}{_fixed(figures)}, one {figures['gpu']}; a copy moves "
+        f"{figures['copy_bytes_per_second'] / 1e12:.2f} TB/s, a matrix product does "
+        f"{figures['matmul_flops_per_second'] / 1e12:,.0f} TFLOP/s, a step reads "
+        f"{figures['weight_bytes_read_by_a_step'] / 1e9:.1f} GB of weights. Prefill, {prefill['batch']} x "
+        f"{prefill['prompt']}: {prefill['tokens_per_second']:,.0f} tokens/s, "
+        f"{prefill['percent_of_limit']:.0f} % of limit."
+    )
+    starts = ", ".join(f"{parts['process']:.1f} s {name}" for name, parts in figures["start"].items())
+    if starts:
+        title += f" Start of a process: {starts}."
+    parts = [f"{title}\n\n{table(head, rows)}"]
+    parts += [
+        _kernels(f"kernels of a step of batch {batch}", found)
+        for batch, found in figures.get("kernels", {}).items()
+    ]
+    return "\n".join(parts)
+
+
+def kernels(figures: Mapping[str, Any]) -> str:
+    """The kernels of a step of some batch sizes."""
+    measured = {name: found for name, found in figures.items() if isinstance(found, Mapping)}
+    title = f"**{figures['shape']}**, one {figures['gpu']}, after prompts of {figures['prompt']}.\n"
+    parts = [
+        _kernels(f"{name}, {found['step'] * 1e3:.2f} ms a step", found["kernels"])
+        for name, found in measured.items()
+    ]
+    return "\n".join([title, *parts])
+
+
+def _kernels(title: str, rows: Iterable[Mapping[str, Any]]) -> str:
+    lines = [[f"`{row['kernel']}`", row["launches"], f"{row['microseconds']:,.0f}"] for row in rows]
+    return f"*{title}*\n\n{table(['kernel', 'launches', 'us in all'], lines)}"
+
+
+def _fixed(figures: Mapping[str, Any]) -> str:
+    return ", deterministic" if figures.get("deterministic") else ""
