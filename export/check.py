@@ -53,6 +53,11 @@ def run_check(checkpoint: Checkpoint, artifact: Path, manifest: Manifest, *, dev
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise ExportError(f"the check of the export failed: {reason}")
     result: dict[str, Any] = json.loads(lines[-1])
+    if not result.pop("is_finite"):
+        raise ExportError(
+            f"{checkpoint.folder} gives logits that are no numbers, in transformers too; nothing was "
+            "exported: is the checkpoint whole? --no_check exports it nonetheless"
+        )
     if not result["relative_error"] <= TOLERANCE:
         raise ExportError(
             f"the exported graphs disagree with transformers: relative error of the logits "
@@ -86,6 +91,7 @@ def compare(checkpoint: Path, folder: Path, device: str) -> dict[str, Any]:
         )
         quantized["integer_operators_same_argmax"] = int((rounded.argmax(-1) == expected.argmax(-1)).sum())
     return quantized | {
+        "is_finite": bool(np.isfinite(expected).all()),
         "against": "transformers, float32",
         "device": device,
         "tokens": count,
