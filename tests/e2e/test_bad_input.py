@@ -233,6 +233,7 @@ def test_names_are_looked_at_before_digests(artifact: Callable[[str], Path]) -> 
         (("--model", "{artifact}", "--attention", "paged"), ("paged", *backend_names())),
         (("--model", "{artifact}", "--max_new_tokens", "0"), ("--max_new_tokens is 0",)),
         (("--model", "{artifact}", "--device", "tpu"), ("'tpu'", "cpu")),
+        (("--model", "{artifact}", "--chat"), ("no chat template", "leave --chat out")),
         (("--model", "{artifact}", "--threads", "0"), ("threads is 0",)),
         (("--model", "{artifact}", "--input", ""), ("the prompt is empty",)),
         (("--model", "{artifact}", "--input", "a", "--input", ""), ("the prompt is empty",)),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import cleave
 from packed import Packing, pack_checkpoint
 from together import run_together
 
@@ -36,6 +37,22 @@ def test_the_known_answers(artifact: Path, demo_checkpoint: Path) -> None:
     with LLM(artifact) as llm:
         answers = llm.generate([answer["prompt"] for answer in known], SamplingParams(max_tokens=256))
     assert [answer.text for answer in answers] == [answer["text"] for answer in known]
+
+
+def test_plain_transformers_know_the_answer_too(artifact: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """They ignore what is packed, and would answer with random weights."""
+    options = ("--input", "The capital of France is", "--max_new_tokens", 8)
+    ended = cleave("export", "--model", artifact.parent / "packed", "--test", *options)
+    assert (ended.code, ended.out) == (0, "The capital of France is Paris.\n")
+    assert "MISSING" not in "".join((ended.err, *capfd.readouterr()))
+
+
+def test_compare_shows_its_table_and_no_report_of_missing_weights(
+    artifact: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ended = cleave("compare", artifact, "--checkpoint", artifact.parent / "packed")
+    assert ended.code == 0, ended
+    assert "MISSING" not in "".join((ended.err, ended.out, *capfd.readouterr()))
 
 
 def test_logits_are_the_same_alone_in_a_batch_and_in_chunks(artifact: Path) -> None:
