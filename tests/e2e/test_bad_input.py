@@ -329,6 +329,13 @@ def test_python_m_cleave_run() -> None:
     process([*CLEAVE, "run", "--model", "no/such/place"]).refused("there is no artifact at no/such/place")
 
 
+def test_a_terminal_that_lacks_a_character_is_no_error(artifact: Callable[[str], Path]) -> None:
+    options = ("--input", "caf\xe9", "--max_new_tokens", 1, "--ignore_eos")
+    ended = process([*CLEAVE, "run", "--model", artifact("one_layer"), *options], PYTHONIOENCODING="ascii")
+    assert ended.code == 0, ended
+    assert ended.out.startswith("caf?")
+
+
 def test_scripts_run_llama2(checkpoint: Callable[[str], Path]) -> None:
     process(["scripts/run_llama2.py", "--model", checkpoint("one_layer")]).refused("looks like a checkpoint")
 
