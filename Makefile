@@ -49,7 +49,7 @@ bench-cpu: setup  ## Cleave beside transformers, llama.cpp and onnxruntime-genai
 	$(BIN)/python benchmarks/bench_cpu.py $(PAIRS)
 	$(BIN)/python benchmarks/report.py
 
-report: setup  ## docs/benchmarks.md from the results
+report: setup  ## docs/benchmarks.md, and a table of README.md, from the results
 	$(BIN)/python benchmarks/report.py
 
 clean:  ## remove the environment and the exported demo

@@ -1,20 +1,24 @@
-"""docs/benchmarks.md, made of results/*.json and of nothing else. `python benchmarks/report.py` writes it."""
+"""docs/benchmarks.md and a table of README.md, made of results/*.json and of nothing else.
+
+`python benchmarks/report.py` writes them.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import report_cpu
 import report_gpu
+import report_readme
 from report_cpu import table as _table
 from report_sections import SECTIONS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-REPORT = ROOT / "docs" / "benchmarks.md"
+REPORT, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
 
 _HEAD = """# Benchmarks
 
@@ -36,9 +40,8 @@ cleave export --model benchmarks/out/135m/checkpoint --output_dir model_files/13
 
 def render(results: Path = RESULTS) -> str:
     """The text of docs/benchmarks.md."""
-    records = [(path.stem, json.loads(path.read_text("utf-8"))) for path in sorted(results.glob("*.json"))]
-    side_by_side = [record for stem, record in records if _kind(stem, record) == "side_by_side"]
-    parts = [_HEAD, report_cpu.goals(side_by_side)]
+    records = _records(results)
+    parts = [_HEAD, report_cpu.goals(_side_by_side(records))]
     for kind, (title, introduction) in SECTIONS.items():
         found = [(stem, record) for stem, record in records if _kind(stem, record) == kind]
         if found:
@@ -49,6 +52,19 @@ def render(results: Path = RESULTS) -> str:
         parts.append(f"## {stem.replace('_', ' ').capitalize()}\n")
         parts.append(_result(record, stem))
     return "\n".join(part for part in parts if part)
+
+
+def readme(results: Path = RESULTS) -> str:
+    """The text of README.md, as it is but for the table."""
+    return report_readme.filled(README.read_text("utf-8"), _side_by_side(_records(results)))
+
+
+def _records(results: Path) -> list[tuple[str, dict[str, Any]]]:
+    return [(path.stem, json.loads(path.read_text("utf-8"))) for path in sorted(results.glob("*.json"))]
+
+
+def _side_by_side(records: Iterable[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    return [record for stem, record in records if _kind(stem, record) == "side_by_side"]
 
 
 def _kind(stem: str, record: Mapping[str, Any]) -> str:
@@ -262,4 +278,5 @@ def _value(value: Any) -> str:
 
 if __name__ == "__main__":
     REPORT.write_text(render(), "utf-8")
-    print(f"written to {REPORT.relative_to(ROOT)}")
+    README.write_text(readme(), "utf-8")
+    print(f"written to {REPORT.relative_to(ROOT)} and {README.relative_to(ROOT)}")

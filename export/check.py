@@ -23,7 +23,7 @@ from cleave.export.artifact import Artifact, load_graph
 from cleave.export.checkpoint import Checkpoint
 from cleave.export.dequantized import dequantized_matrix, float_graph, use_dequantized, use_weights
 from cleave.export.manifest import Manifest
-from cleave.export.pieces import ATTENTION, Piece, cut, widen
+from cleave.export.pieces import ATTENTION, Piece, computable, cut, widen
 from cleave.export.session import Arrays, GraphSession
 
 TOLERANCE = 1e-4
@@ -157,13 +157,10 @@ def _weights(artifact: Artifact, model: onnx.ModelProto, piece: Piece) -> Arrays
     types = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
     weights: Arrays = {}
     for name, tensor in piece.weights.items():
-        is_float = types[name] == onnx.TensorProto.FLOAT
-        if is_float and tensor in tensors:
+        if tensor in tensors and types[name] == onnx.TensorProto.FLOAT:
             weights[name] = dequantized_matrix(artifact, tensors[tensor])
         else:
-            weights[name] = artifact.weight(tensor).astype(
-                np.float32 if is_float else artifact.weight(tensor).dtype
-            )
+            weights[name] = computable(artifact.weight(tensor))
     return weights
 
 

@@ -21,6 +21,7 @@ from onnxscript import values
 from transformers import AttentionInterface, AutoModelForCausalLM
 
 from cleave.errors import CheckpointError, ExportError, reason
+from cleave.export.manifest import EMBEDDING, LM_HEAD
 from cleave.export.rope import rope_of
 from cleave.export.simplify import simplify
 from cleave.plugins.schema import DOMAIN, OPERATOR, VERSION, register_schema
@@ -30,8 +31,6 @@ from cleave.plugins.torch_operator import cleave_attention
 OPSET = 23
 """The first one with RMSNormalization."""
 
-EMBEDDING = "model.embed_tokens.weight"
-LM_HEAD = "lm_head.weight"
 _ATTENTION = "cleave"
 
 

@@ -76,14 +76,17 @@ class Tokenizer:
 
     def check(self, token_ids: Sequence[int]) -> tuple[int, ...]:
         """The ids as a tuple of int. Raises RequestError for one that the vocabulary does not have."""
-        if len(token_ids) and all(isinstance(token, str) for token in token_ids):
+        checked = tuple(token_ids)
+        types = set(map(type, checked))
+        if types == {str}:
             raise RequestError("one prompt is wanted here, and not a list of texts; ask for each by itself")
-        checked = tuple(map(_integer, token_ids))
-        for token in checked:
-            if not 0 <= token < self._vocab_size:
-                raise RequestError(
-                    f"token id {token} is out of the vocabulary; ids go from 0 to {self._vocab_size - 1}"
-                )
+        if not types <= {int}:
+            checked = tuple(map(_integer, checked))
+        if checked and not 0 <= min(checked) <= max(checked) < self._vocab_size:
+            token = next(token for token in checked if not 0 <= token < self._vocab_size)
+            raise RequestError(
+                f"token id {token} is out of the vocabulary; ids go from 0 to {self._vocab_size - 1}"
+            )
         return checked
 
 

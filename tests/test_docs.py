@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import typer
 from command import REPOSITORY
-from documents import Document, documents
+from documents import Document, commands, documents
 
 from cleave.__main__ import application, single
 from cleave.export.cli import export
@@ -56,7 +56,8 @@ def test_files_that_are_named_are_there(document: Document) -> None:
 @each_document
 def test_commands_are_understood(document: Document) -> None:
     wrong = []
-    for words in document.shell():
+    phrases = [phrase for phrase in document.phrases() if phrase.startswith(("python ", "make "))]
+    for words in (*document.shell(), *(words for phrase in phrases for words in commands(phrase))):
         try:
             _parse(words)
         except Exception as error:

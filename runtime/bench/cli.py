@@ -21,7 +21,7 @@ from cleave.runtime.bench.latency import Progress as Report
 from cleave.runtime.bench.machine import record
 from cleave.runtime.bench.plot import check_plot, save_plot
 from cleave.runtime.bench.ranges import Range, numbers
-from cleave.runtime.cli_options import ArtifactFolder, Attention, Engine, Threads
+from cleave.runtime.cli_options import ArtifactFolder, Attention, Device, Engine, Threads
 
 bench = typer.Typer(
     help="How fast, and how far from what the machine can do.", no_args_is_help=True, add_completion=False
@@ -42,6 +42,7 @@ def latency(
     repetitions: Annotated[int, typer.Option("--repetitions", help="Runs, after one warm-up.")] = 5,
     engine: Engine = None,
     attention: Attention = None,
+    device: Device = None,
     threads: Threads = None,
     json_file: _Json = None,
     plot: _Plot = None,
@@ -56,6 +57,7 @@ def latency(
         repetitions=repetitions,
         engine=engine,
         attention=attention,
+        device=device,
         threads=threads,
     )
     with _bar() as report:
@@ -68,6 +70,7 @@ def kvrun(
     artifact: ArtifactFolder,
     engine: Engine = None,
     attention: Attention = None,
+    device: Device = None,
     threads: Threads = None,
     json_file: _Json = None,
     plot: _Plot = None,
@@ -77,7 +80,7 @@ def kvrun(
 
     check_outputs(json_file, plot)
     with _bar() as report:
-        figures = run_kvrun(artifact, engine, attention, threads, report)
+        figures = run_kvrun(artifact, engine, attention, device, threads, report)
     _show(tables.kvrun_table(figures), figures, json_file, plot)
 
 
@@ -99,6 +102,7 @@ def throughput(
     ] = None,
     engine: Engine = None,
     attention: Attention = None,
+    device: Device = None,
     threads: Threads = None,
     json_file: _Json = None,
     plot: _Plot = None,
@@ -117,6 +121,7 @@ def throughput(
             shared_prefix,
             engine,
             attention,
+            device,
             threads,
             max_sequences,
             kv_cache_bytes,

@@ -39,6 +39,7 @@ class LatencyRequest:
     warm_ups: int = 1
     engine: str | None = None
     attention: str | None = None
+    device: str | None = None
     threads: int | None = None
     max_tokens_per_step: int = 512
 
@@ -84,6 +85,7 @@ def measure(request: LatencyRequest, progress: Progress = lambda done, total: No
         ModelOptions(
             engine=request.engine,
             attention=request.attention,
+            device=request.device,
             max_model_len=request.prompt + request.output,
             kv_cache_bytes=kv_bytes,
             max_tokens_per_step=max(request.max_tokens_per_step, most),

@@ -41,6 +41,7 @@ class ThroughputRequest:
     """Tokens that all prompts begin with; they come on top of `prompt`."""
     engine: str | None = None
     attention: str | None = None
+    device: str | None = None
     threads: int | None = None
     max_sequences: int = 64
     kv_cache_bytes: int | None = None
@@ -95,6 +96,7 @@ def run_throughput(request: ThroughputRequest) -> dict[str, Any]:
         request.artifact,
         request.engine,
         attention=request.attention,
+        device=request.device,
         threads=request.threads,
         max_model_len=request.longest,
         max_sequences=request.max_sequences,

@@ -35,6 +35,7 @@ def scripts(monkeypatch: pytest.MonkeyPatch, name: str) -> ModuleType:
 def test_docs_benchmarks_is_what_the_generator_makes_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
     report = scripts(monkeypatch, "report")
     assert report.REPORT.read_text("utf-8") == report.render(), "run: make report"
+    assert report.README.read_text("utf-8") == report.readme(), "run: make report"
 
 
 def test_a_missing_peer_is_one_sentence_with_its_pinned_install_line() -> None:

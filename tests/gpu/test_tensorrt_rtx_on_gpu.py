@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from fake_tensorrt_rtx import Library, write_plans
+from fake_tensorrt_plans import write_plans
+from fake_tensorrt_rtx import Library
 
 from cleave import LLM, SamplingParams
 from cleave.export.artifact import Artifact

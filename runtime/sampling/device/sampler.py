@@ -71,7 +71,7 @@ class DeviceSampler:
         vocab, device = self._buffers.vocab, self._buffers.edited.device
         if device.type == "cuda":
             with compiled_side_by_side():
-                _launch_all(vocab, torch.device("meta"))
+                launch_all(vocab, torch.device("meta"))
         logits = torch.zeros(1, vocab, device=device)
         for number, params in enumerate(_WARM_UP, 1):
             state = SamplingState(params.resolved(SamplingDefaults()), (0,), vocab)
@@ -110,7 +110,7 @@ _WARM_UP = (
 """Requests that need every kernel between them."""
 
 
-def _launch_all(vocab: int, device: torch.device) -> None:
+def launch_all(vocab: int, device: torch.device) -> None:
     """Every kernel once, for one row."""
     logits = torch.zeros(1, vocab, device=device)
     states = [SamplingState(params.resolved(SamplingDefaults()), (0,), vocab) for params in _WARM_UP]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command import cleave
 
 from cleave import LLM, SamplingParams
 from cleave.errors import EngineError
@@ -127,6 +128,16 @@ def test_layers_share_one_compiled_function(
     engine.run(np.arange(5), np.array([4]), server)
     assert server.runs == opened.manifest.num_layers
     assert engine.compilations == functions
+
+
+def test_the_command_takes_the_attention_that_this_engine_can_hand_over_to(
+    artifact: Callable[[str], Path],
+) -> None:
+    """Also without a GPU, where other engines have the backend `cpu`."""
+    given = ["--model", artifact("one_layer"), "--engine", "inductor", "--device", "cpu"]
+    ended = cleave("run", *given, "--input", "a", "--max_new_tokens", 3, "--ignore_eos", "--json")
+    assert ended.code == 0, ended.err
+    assert len(json.loads(ended.out)["token_ids"]) == 3
 
 
 def test_token_ids_may_be_on_the_device_already(engine: InductorEngine, demo: Artifact) -> None:

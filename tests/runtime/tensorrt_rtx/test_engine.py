@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 from fake_graphs import FakeGraphs
-from fake_tensorrt_rtx import Library, write_plans
+from fake_tensorrt_plans import write_plans
+from fake_tensorrt_rtx import Library
 
 from cleave import LLM, SamplingParams
 from cleave.errors import EngineError
