@@ -91,6 +91,7 @@ def _result(record: Mapping[str, Any], kind: str) -> str:
         "quantization": report_cpu.quantization,
         "gpu_engine": report_gpu.engine,
         "gpu_kernels": report_gpu.kernels,
+        "gpu_mixed": report_gpu.mixed,
     }.get(kind, _plain)
     return (
         f"{draw(record['figures'])}\n"
