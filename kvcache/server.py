@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cleave.errors import AttentionError, OutOfPages
-from cleave.kvcache.backend import BackendFactory, CacheShape, check_specs, create_backend
+from cleave.kvcache.backend import BackendFactory, CacheShape, LayerJobs, check_specs, create_backend
 from cleave.kvcache.page_manager import PageManager
 from cleave.kvcache.spec import AttentionSpec
 from cleave.kvcache.step import Chunk, StepPlan
@@ -143,6 +143,21 @@ class AttentionServer:
             )
         self._backend.run(layer, q, k, v, out)
         self.runs += 1
+
+    def jobs(self, q: Any, k: Any, v: Any, out: Any) -> LayerJobs | None:
+        """What does as `run` for every layer of the planned step, each with these same arrays.
+
+        For engines that call compiled functions from their own threads, without Python between two layers:
+        they run the jobs of all layers in order, each once. None where the backend has no such functions.
+        Raises AttentionError where no step is planned or an array does not fit.
+        """
+        if not self.pages.has_step:
+            raise AttentionError("no step is planned; call plan(step) before jobs(q, k, v, out)")
+        make = getattr(self._backend, "jobs", None)
+        found: LayerJobs | None = None if make is None else make(q, k, v, out)
+        if found is not None:
+            self.runs += len(found.entries)
+        return found
 
     def commit(self, *, share: bool = True) -> None:
         """End the step: its tokens now belong to their sequences.

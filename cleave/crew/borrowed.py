@@ -59,17 +59,23 @@ class _Operator:
         """Raises EngineError and OSError as `BorrowedCrew`."""
         options = session_options(threads)
         self._words = words
-        self._callback = Callback(options, code.borrow.address, code.forget.address, words.ctypes.data)
-        words[code.PARALLEL_FOR] = self._callback.parallel_for
-        words[code.HELP] = code.help_out.address
+        self._callback = Callback(code.borrow.address, code.forget.address, words.ctypes.data)
         self.session: Any = None
         self.binding: Any = None
         try:
+            self._callback.register(options)
+            words[code.PARALLEL_FOR] = self._callback.parallel_for
+            words[code.HELP] = code.help_out.address
             self.session = ort.InferenceSession(_graph(), options, providers=["CPUExecutionProvider"])
             self.binding = self.session.io_binding()
-            value = ort.OrtValue.ortvalue_from_numpy(np.zeros(1, np.int64))
-            self.binding.bind_ortvalue_input("given", value)
-            self.binding.bind_ortvalue_output("made", value)
+            given, made = (
+                ort.OrtValue.ortvalue_from_numpy(np.zeros(1, kind)) for kind in (np.float32, np.int64)
+            )
+            self.binding.bind_ortvalue_input("given", given)
+            self.binding.bind_ortvalue_output("made", made)
+        except (EngineError, OSError):
+            self.close()
+            raise
         except Exception as error:  # its errors have no public base
             self.close()
             raise EngineError(f"ONNX Runtime {ort.__version__} cannot run an operator: {error}") from None
@@ -83,7 +89,8 @@ class _Operator:
 def _graph() -> bytes:
     """A graph of the one operator."""
     node = helper.make_node(OPERATOR, ["given"], ["made"], domain=DOMAIN)
-    given, made = (helper.make_tensor_value_info(name, TensorProto.INT64, [1]) for name in ("given", "made"))
+    given = helper.make_tensor_value_info("given", TensorProto.FLOAT, [1])
+    made = helper.make_tensor_value_info("made", TensorProto.INT64, [1])
     graph = helper.make_graph([node], "crew", [given], [made])
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, 1)]
     serialized: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString()

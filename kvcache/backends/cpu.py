@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from cleave.crew.crew import Crew, make_crew
 from cleave.errors import AttentionError
-from cleave.kvcache.backend import CacheShape
+from cleave.kvcache.backend import CacheShape, LayerJobs
 from cleave.kvcache.backends import cpu_kernel
 from cleave.kvcache.backends.cpu_tiles import VECTORS
 from cleave.kvcache.backends.cpu_work import Work, cut
@@ -25,6 +25,7 @@ from cleave.threads import physical_cores
 Float32 = npt.NDArray[np.float32]
 
 _UNLIMITED = 1 << 40
+_PARTS = 2
 _log = logging.getLogger("cleave")
 
 
@@ -74,10 +75,22 @@ class CpuBackend:
         floats = max(cpu_kernel.scratch_floats(spec.head_dim) for spec in shape.specs)
         self._scratch = _aligned(threads * floats), np.zeros(threads * cpu_kernel.LOOK_UP, np.int64)
         tables = {spec.rope: _tables(spec.rope, shape.max_position) for spec in shape.specs}
+        self._records = np.zeros(len(shape.specs), cpu_kernel.LAYER)
         self._layers = [
-            _layer(shape, spec, self._kinds[_shape_of(spec)].step, tables[spec.rope], self._scratch)
-            for spec in shape.specs
+            _layer(shape, spec, self._kinds[_shape_of(spec)].step, tables[spec.rope], self._scratch, record)
+            for spec, record in zip(shape.specs, np.split(self._records, len(shape.specs)), strict=True)
         ]
+        self._jobs = np.array(
+            [
+                [
+                    (cpu_kernel.append.address, layer.address, 0),
+                    (cpu_kernel.attend.address, layer.address, 0),
+                ]
+                for layer in self._layers
+            ],
+            np.int64,
+        )
+        """See `LayerJobs.entries`: those of the planned step."""
         self._crew: Crew = make_crew(threads, "cleave-attention")
         _log.info("attention on %d threads, %s, with %s", threads, self._crew.means, VECTORS)
         self._work: list[Work] = []
@@ -92,6 +105,7 @@ class CpuBackend:
         for key, kind in self._kinds.items():
             _write_step(kind.step, work[key])
         self._work = [work[_shape_of(layer.spec)] for layer in self._layers]
+        self._jobs[:, :, _PARTS] = [(one.append_parts, one.parts) for one in self._work]
 
     def run(self, layer: int, q: Any, k: Any, v: Any, out: Any) -> None:
         """One layer of the planned step; arrays are C-contiguous, writeable float32 numpy arrays.
@@ -113,6 +127,16 @@ class CpuBackend:
         if work.append_parts > 1:
             self._crew.run(cpu_kernel.append.address, own.address, work.append_parts)
         self._crew.run(cpu_kernel.attend.address, own.address, work.parts)
+
+    def jobs(self, q: Any, k: Any, v: Any, out: Any) -> LayerJobs:
+        """See `AttentionServer.jobs`; raises AttentionError as `run` does."""
+        if not self._work:
+            raise AttentionError("no step is planned; call plan(step) before jobs(q, k, v, out)")
+        for kind in self._kinds.values():
+            _explain(q, k, v, out, self._work[0].rows, kind.spec)
+        for name, array in (("q", q), ("k", k), ("v", v), ("out", out)):
+            self._records[name] = array.__array_interface__["data"][0]
+        return LayerJobs(self._jobs, self._threads)
 
     def close(self) -> None:
         """Give the pages back and end the threads."""
@@ -146,13 +170,13 @@ def _layer(
     step: npt.NDArray[Any],
     tables: tuple[Float32, Float32],
     scratch: tuple[npt.NDArray[Any], npt.NDArray[Any]],
+    record: npt.NDArray[Any],
 ) -> _Layer:
     """Scores leave the kernel in base 2, so log2(e) is part of the scale; with a softcap, of the cap."""
     tokens = shape.num_pages * shape.page_size * spec.kv_heads
     keys = _aligned(tokens * spec.head_dim)
     values = _aligned(tokens * cpu_kernel.padded(spec.head_dim))
     to_base_2 = math.log2(math.e)
-    record = np.zeros(1, cpu_kernel.LAYER)
     fields: dict[str, float] = {
         "keys": keys.ctypes.data,
         "values": values.ctypes.data,

@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast
 import numpy.typing as npt
 
 from cleave.export.artifact import Artifact
+from cleave.kvcache.backend import LayerJobs
 from cleave.runtime.engine_cache.cache import EngineCache
 from cleave.runtime.engines.builder import BuildProgress, EngineBuilder, get_engine
 from cleave.runtime.engines.cuda import cuda_is_usable
@@ -21,6 +22,13 @@ class Attention(Protocol):
 
     def run(self, layer: int, q: Any, k: Any, v: Any, out: Any) -> None:
         """See `cleave.kvcache.server.AttentionServer.run`."""
+
+
+class CompiledAttention(Attention, Protocol):
+    """An attention server that can be run by compiled code, without Python between two layers."""
+
+    def jobs(self, q: Any, k: Any, v: Any, out: Any) -> LayerJobs | None:
+        """See `cleave.kvcache.server.AttentionServer.jobs`."""
 
 
 class Observer(Protocol):
