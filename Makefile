@@ -39,7 +39,7 @@ lint: setup  ## ruff and strict mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: setup $(ARTIFACT)/manifest.json  ## the split tax, the scheduler, and the memory of an export
+bench: setup $(ARTIFACT)/manifest.json  ## the split tax, the scheduler, the memory of an export, and what HTTP costs
 	$(BIN)/python benchmarks/split_tax.py
 	$(BIN)/python benchmarks/scheduler.py
 	$(BIN)/python benchmarks/export_memory.py
@@ -49,7 +49,7 @@ bench-cpu: setup  ## Cleave beside transformers, llama.cpp and onnxruntime-genai
 	$(BIN)/python benchmarks/bench_cpu.py $(PAIRS)
 	$(BIN)/python benchmarks/report.py
 
-report: setup  ## docs/benchmarks.md from the results
+report: setup  ## docs/benchmarks.md, and a table of README.md, from the results
 	$(BIN)/python benchmarks/report.py
 
 clean:  ## remove the environment and the exported demo

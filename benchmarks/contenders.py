@@ -40,6 +40,8 @@ class Contender(Protocol):
 
     program: str
     weights: Weights
+    note: str
+    """What a reader of the figures has to know of this build of the program, a sentence; mostly ""."""
 
     def generate(self, prompts: Prompts, tokens: int) -> Prompts:
         """`tokens` greedy tokens after every prompt, all prompts in one batch."""
@@ -56,11 +58,13 @@ class Cleave:
     """This project, through `LLM.generate`."""
 
     program = "Cleave"
+    note = ""
 
     def __init__(self, weights: str, files: Workshop, arguments: argparse.Namespace, batch: int) -> None:
         self.weights = OURS[weights]
         artifact = files.artifact(weights)
         tokens = arguments.output + 1
+        opened = Artifact.open(artifact, verify=False)
         self._llm = LLM(
             artifact,
             arguments.engine,
@@ -69,7 +73,7 @@ class Cleave:
             max_model_len=arguments.prompt + tokens,
             max_sequences=batch,
             max_tokens_per_step=max(512, batch * arguments.prompt),
-            kv_cache_bytes=kv_bytes_for(Artifact.open(artifact), batch, arguments.prompt, tokens),
+            kv_cache_bytes=kv_bytes_for(opened, batch, arguments.prompt, tokens),
             prefix_cache=False,
             verify=False,
         )

@@ -1,7 +1,8 @@
 """Where a decode step on the CPU goes: pieces, attention, sampling, and the Python around them.
 
-Each row is the median over the steps of one batch size. A part's bytes are those it has to read: weights for
-the pieces, KV cache for attention.
+Each row is the median over the steps of one batch size. Attention is timed in every other step: from Python,
+between two pieces. In those that are not, it runs inside the pieces where it can, as in service; `step` is
+theirs. A part's bytes are those it has to read: weights for the pieces, KV cache for attention.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from contenders import OURS
 from record import save
 from rich.console import Console
-from rich.table import Table
+from rows import rows_table
 from shapes import NAMES, checkpoint
 
 from cleave.export.artifact import Artifact
@@ -47,6 +49,16 @@ class Timed:
         self.seconds += time.perf_counter() - began
 
 
+def whole_step(model: Model, sampler: Sampler, batch: int, start: int) -> float:
+    """Seconds of one decode step, of which nothing is timed."""
+    began = time.perf_counter()
+    model.attention.plan([Chunk(sequence, start, 1) for sequence in range(batch)])
+    logits = model.engine.run(np.arange(batch), np.arange(batch), model.attention)
+    sampler.sample(logits, [None] * batch)
+    model.attention.commit()
+    return time.perf_counter() - began
+
+
 def step(model: Model, sampler: Sampler, batch: int, start: int) -> dict[str, float]:
     """Seconds of each part of one decode step."""
     timed = Timed(model)
@@ -72,7 +84,7 @@ def step(model: Model, sampler: Sampler, batch: int, start: int) -> dict[str, fl
 def measure(folder: Path, batch: int, prompt: int, steps: int, threads: int | None) -> dict[str, Any]:
     """One row."""
     artifact = Artifact.open(folder, verify=False)
-    length = prompt + steps
+    length = prompt + steps + 1
     options = ModelOptions(
         threads=threads,
         verify=False,
@@ -88,18 +100,25 @@ def measure(folder: Path, batch: int, prompt: int, steps: int, threads: int | No
         tokens = np.random.default_rng(sequence).integers(0, 256, prompt)
         model.engine.run(tokens, np.array([0]), model.attention)
         model.attention.commit()
-    found = [step(model, sampler, batch, prompt + index) for index in range(steps)][2:]
+    found, wholes = [], []
+    for index in range(0, steps, 2):
+        found.append(step(model, sampler, batch, prompt + index))
+        wholes.append(whole_step(model, sampler, batch, prompt + index + 1))
+    found, wholes = found[2:], wholes[2:]
     model.close()
     shape = ModelShape.of(artifact)
+    quantization = artifact.manifest.quantization
+    item = OURS["float32" if quantization is None else quantization.method].item_bytes
     kv_values = sum(2 * spec.kv_size for spec in artifact.manifest.layer_specs)
     cached = batch * (prompt + steps / 2) * kv_values * 4
     medians = {part: statistics.median(row[part] for row in found) for part in PARTS}
     return {
         "batch": batch,
         "prompt": prompt,
-        "step_ms": round(statistics.median(sum(row.values()) for row in found) * 1e3, 2),
+        "step_ms": round(statistics.median(wholes) * 1e3, 2),
+        "parts_ms": round(statistics.median(sum(row.values()) for row in found) * 1e3, 2),
         **{f"{part}_ms": round(seconds * 1e3, 3) for part, seconds in medians.items()},
-        "pieces_gb_per_s": round(shape.step_parameters * 4 / medians["pieces"] / 1e9, 1),
+        "pieces_gb_per_s": round(shape.step_parameters * item / medians["pieces"] / 1e9, 1),
         "attention_gb_per_s": round(cached / medians["attention"] / 1e9, 1),
     }
 
@@ -127,13 +146,9 @@ def main() -> None:
     probe = CpuProbe(arguments.threads)
     limits = probe.measure()
     probe.close()
-    table = Table(title=f"A decode step, {probe.threads} threads; read {limits.bandwidth / 1e9:.1f} GB/s")
-    for column in rows[0]:
-        table.add_column(column.replace("_", " "), justify="right")
-    for row in rows:
-        table.add_row(*map(str, row.values()))
     console = Console()
-    console.print(table)
+    title = f"A decode step, {probe.threads} threads; read {limits.bandwidth / 1e9:.1f} GB/s"
+    console.print(rows_table(title, rows))
     figures = {"shape": arguments.shape, "threads": probe.threads, "bytes_per_s": limits.bandwidth}
     console.print(f"written to {save('cpu_step', figures | {'rows': rows})}")
 

@@ -58,9 +58,14 @@ class Found:
     unit: str = "x"
 
     @property
+    def digits(self) -> int:
+        """How many are printed behind the point."""
+        return 2 if self.unit == "x" else 0
+
+    @property
     def is_met(self) -> bool:
-        """As the figures are printed: rounded to two digits behind the point."""
-        return round(self.value, 2) >= self.at_least
+        """Of the figure as it is printed."""
+        return round(self.value, self.digits) >= self.at_least
 
 
 def found(results: Sequence[Figures]) -> Iterator[Found]:
@@ -70,8 +75,8 @@ def found(results: Sequence[Figures]) -> Iterator[Found]:
         for shape in SHAPES:
             result = by_peer.get((goal.peer, shape))
             for batch in BATCHES if result else ():
-                mine = _speed(result, "Cleave", goal.ours, goal.phase, batch)
-                others = [_speed(result, None, kind, goal.phase, batch) for kind in goal.theirs]
+                mine = speed(result, "Cleave", goal.ours, goal.phase, batch)
+                others = [speed(result, None, kind, goal.phase, batch) for kind in goal.theirs]
                 known = [speed for speed in others if speed]
                 if mine and len(known) == len(others):
                     name = _program(result)
@@ -85,7 +90,7 @@ def _alone(by_peer: Mapping[tuple[str, str], Figures]) -> Iterator[Found]:
     for shape in SHAPES:
         for weights, at_least in BATCH_GOALS.items():
             for result in _those_of(by_peer, shape):
-                one, eight = (_speed(result, "Cleave", weights, "decode", batch) for batch in (1, 8))
+                one, eight = (speed(result, "Cleave", weights, "decode", batch) for batch in (1, 8))
                 if one and eight:
                     what = "decode, batch 8 over batch 1"
                     yield Found("its own batch of 1", weights, shape, what, eight / one, at_least)
@@ -107,7 +112,8 @@ def _program(result: Figures) -> str:
     return next(side["program"] for side in result["sides"] if side["program"] != "Cleave")
 
 
-def _speed(result: Figures, program: str | None, weights: str, phase: str, batch: int) -> float | None:
+def speed(result: Figures, program: str | None, weights: str, phase: str, batch: int) -> float | None:
+    """Tokens/s of one side; `program` None: the peer. None where it was not measured."""
     side = _side(result, program, weights, phase, batch)
     return side["tokens_per_s"] if side else None
 

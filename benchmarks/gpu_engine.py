@@ -21,12 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_limits import Limits
 from gpu_model import GpuModel
 from gpu_sizes import Sizes
 from record import save
 from rich.console import Console
 from rich.table import Table
+
+from cleave.runtime.bench.gpu_limits import GpuProbe
+from cleave.runtime.bench.limits import Limits
 
 BATCHES = (1, 8, 32, 128, 256)
 PROFILED = (1, 64)
@@ -49,16 +51,17 @@ def measure(
     model = GpuModel(
         artifact, cache, attention, max(batches), PROMPT + STEPS + 1, deterministic=deterministic
     )
-    limits = Limits.measure(getattr(torch, model.manifest.dtype))
+    dtype = model.manifest.dtype
+    limits = limits_of(model.engine.device, dtype)
     sizes = Sizes.of(model.artifact)
     figures = {
         "gpu": torch.cuda.get_device_name(),
         "shape": shape,
-        "dtype": model.manifest.dtype,
+        "dtype": dtype,
         "attention": attention,
         "deterministic": deterministic,
-        "copy_bytes_per_second": limits.bytes_per_second,
-        "matmul_flops_per_second": limits.flops_per_second,
+        "copy_bytes_per_second": limits.bandwidth,
+        "matmul_flops_per_second": limits.rate(dtype),
         "weight_bytes_read_by_a_step": sizes.read,
         "start": starts,
         "decode": [decode(model, sizes, limits, batch) for batch in batches],
@@ -67,6 +70,15 @@ def measure(
     }
     shutil.rmtree(cache)
     return figures
+
+
+def limits_of(device: str, dtype: str) -> Limits:
+    """What the GPU can do at most."""
+    probe = GpuProbe(device, dtype)
+    try:
+        return probe.measure()
+    finally:
+        probe.close()
 
 
 def kernel_tables(shape: str, folder: Path, attention: str) -> dict[str, Any]:
@@ -93,7 +105,7 @@ def decode(model: GpuModel, sizes: Sizes, limits: Limits, batch: int) -> dict[st
         _, tokens = model.prefill(batch, PROMPT)
         best = min(best, model.decode(tokens, PROMPT, STEPS))
         model.forget(batch)
-    least = sizes.decode_bytes(batch, PROMPT + STEPS / 2) / limits.bytes_per_second
+    least = sizes.decode_bytes(batch, PROMPT + STEPS / 2) / limits.bandwidth
     alone = model.batchful(batch)
     return {
         "batch": batch,
@@ -101,7 +113,7 @@ def decode(model: GpuModel, sizes: Sizes, limits: Limits, batch: int) -> dict[st
         "tokens_per_second": batch / best,
         "percent_of_limit": 100 * least / best,
         "engine_alone": alone,
-        "engine_alone_percent_of_limit": 100 * sizes.read / limits.bytes_per_second / alone,
+        "engine_alone_percent_of_limit": 100 * sizes.read / limits.bandwidth / alone,
     }
 
 
@@ -118,7 +130,7 @@ def prefill(model: GpuModel, sizes: Sizes, limits: Limits) -> dict[str, Any]:
         "batch": PREFILL_BATCH,
         "prompt": PROMPT,
         "tokens_per_second": tokens / best,
-        "percent_of_limit": 100 * flops / limits.flops_per_second / best,
+        "percent_of_limit": 100 * flops / limits.rate(model.manifest.dtype) / best,
     }
 
 

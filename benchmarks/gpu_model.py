@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu_limits import seconds
 
 from cleave.export.artifact import Artifact
 from cleave.kvcache.budget import page_bytes, pages_for
 from cleave.kvcache.memory_plan import ITEM_BYTES
 from cleave.kvcache.server import AttentionServer
 from cleave.kvcache.step import Chunk
+from cleave.runtime.bench.gpu_limits import seconds
 from cleave.runtime.engine_cache.cache import EngineCache
 from cleave.runtime.engines.engine import EngineOptions, create_engine
 from cleave.runtime.warm_up import warm_up
@@ -84,7 +84,7 @@ class GpuModel:
                 self.attention.plan([Chunk(sequence, start, count) for sequence in group])
                 given = token_ids[list(group), start : start + count].reshape(-1)
                 rows = np.arange(1, len(group) + 1) * count - 1
-                logits = self.engine.run_on_device(given, rows, self.attention)
+                logits = self.engine.launch(given, rows, self.attention).logits
                 self.attention.commit()
             tokens.append(logits.argmax(-1))
         joined = torch.cat(tokens)
@@ -98,7 +98,7 @@ class GpuModel:
         began = time.perf_counter()
         for step in range(steps):
             self.attention.plan([Chunk(int(sequence), position + step, 1) for sequence in rows])
-            tokens = self.engine.run_on_device(tokens, rows, self.attention).argmax(-1)
+            tokens = self.engine.launch(tokens, rows, self.attention).logits.argmax(-1)
             self.attention.commit()
         torch.cuda.synchronize()
         return (time.perf_counter() - began) / steps
@@ -108,7 +108,7 @@ class GpuModel:
         rows = np.arange(len(tokens))
         self.attention.plan([Chunk(int(sequence), position, 1) for sequence in rows])
         try:
-            self.engine.run_on_device(tokens, rows, self.attention)
+            self.engine.launch(tokens, rows, self.attention)
         finally:
             self.attention.rollback()
         torch.cuda.synchronize()
@@ -123,8 +123,8 @@ class GpuModel:
         rows = np.arange(batch)
         token_ids = np.zeros(batch, np.int64)
         stub = _Copy()
-        self.engine.run_on_device(token_ids, rows, stub)
-        return min(seconds(lambda: self.engine.run_on_device(token_ids, rows, stub)) for _ in range(repeats))
+        self.engine.launch(token_ids, rows, stub)
+        return min(seconds(lambda: self.engine.launch(token_ids, rows, stub)) for _ in range(repeats))
 
 
 class _Copy:

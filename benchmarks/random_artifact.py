@@ -11,9 +11,9 @@ from transformers import LlamaConfig
 
 from cleave.export.artifact import TOKENIZER, WEIGHTS
 from cleave.export.graphs import save_batchful, save_batchless
-from cleave.export.manifest import MANIFEST, SIZES, FileDigest, Manifest
+from cleave.export.manifest import EMBEDDING, MANIFEST, SIZES, FileDigest, Manifest
 from cleave.export.tensorfile import TensorFileWriter, plan_layout, read_header
-from cleave.export.trace import EMBEDDING, MetaModel
+from cleave.export.trace import MetaModel
 from cleave.export.weights import STORED
 
 DEMO = RESULTS.parent.parent / "model_files" / "demo"

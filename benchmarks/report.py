@@ -1,18 +1,24 @@
-"""docs/benchmarks.md, made of results/*.json and of nothing else. `python benchmarks/report.py` writes it."""
+"""docs/benchmarks.md and a table of README.md, made of results/*.json and of nothing else.
+
+`python benchmarks/report.py` writes them.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import report_cpu
+import report_gpu
+import report_readme
 from report_cpu import table as _table
+from report_sections import SECTIONS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-REPORT = ROOT / "docs" / "benchmarks.md"
+REPORT, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
 
 _HEAD = """# Benchmarks
 
@@ -21,90 +27,53 @@ versions and the command that repeats it. `% of limit` is the least time that th
 take at the bandwidth and the operation rate measured in the same run, over the time it took. `*`: other
 processes used the processor meanwhile. A model whose weights fit the processor's cache can exceed 100 % of
 the memory's limit.
+
+`model_files/demo-artifact` is what `make run` exports. `model_files/135m` is a shape of 135 million
+parameters with random weights:
+
+```
+python benchmarks/shapes.py 135m --output_dir benchmarks/out/135m/checkpoint
+cleave export --model benchmarks/out/135m/checkpoint --output_dir model_files/135m
+```
 """
-_SECTIONS = {
-    "latency": ("Latency", "Prefill and decode of a batch in lockstep, without a scheduler."),
-    "throughput": (
-        "Throughput",
-        "All requests at once through the whole LLM, end-of-sequence tokens ignored.",
-    ),
-    "side_by_side": (
-        "Side by side",
-        "A peer and Cleave on one checkpoint in one run, interleaved, each with several kinds of weights; "
-        "the last columns: Cleave's tokens/s over the peer's, of medians.",
-    ),
-    "vs_vllm": (
-        "The whole LLM on one GPU",
-        "Random weights, through `LLM.generate`, scheduler and text included: prompts of 512 and 64 more "
-        "tokens by batch, then mixed requests. Ratio: above 1, Cleave is faster than vLLM.",
-    ),
-    "serve": ("Serving", "TTFT, TPOT, ITL and E2E by the definitions of `vllm bench serve`."),
-    "serve_overhead": (
-        "What HTTP costs",
-        "Processor time of the server's process for each token, beside that of generating without one.",
-    ),
-    "kvrun": (
-        "kv.run's table",
-        "Tokens/s, and in brackets the % of what the machine or card can do at most. A prefill counts one "
-        "token for each sequence. The published columns are of Llama-2-7B.",
-    ),
-    "split_tax": (
-        "Split tax",
-        "What it costs to run the model in pieces, beside the uncut graph and the whole step.",
-    ),
-    "sampler": (
-        "Sampler",
-        "Choosing the next tokens of a batch. A pass is one reading of its logits at the machine's "
-        "bandwidth; `flat`: 90 % of the probability are tens of thousands of tokens.",
-    ),
-    "export_memory": ("Memory of an export", "Peak memory of the process beside the size of the checkpoint."),
-    "structured": (
-        "Structured output",
-        "The masks of two libraries; what each makes of the features of JSON Schema (ignored: it lets "
-        "through what the schema forbids); and what masks cost the engine's thread, microseconds a request.",
-    ),
-    "start_up": (
-        "Start-up",
-        "Until an engine can run; files are in the page cache but where a row says otherwise. `in turn`: "
-        "sessions made one after the other; `side by side`: several at a time, as the engine does; `saved`: "
-        "so, of pieces that `cleave build` had optimised and packed, and that ONNX Runtime packs again all "
-        "the same; `no packing`: those without packing, which gives other bits.",
-    ),
-    "quantization": (
-        "Quantisation",
-        "The demo checkpoint's weights in float32 and quantised: bytes of weights.safetensors, KL divergence "
-        "from float32 and perplexity by that of float32 on held-out text, known answers, and tokens/s in "
-        "lockstep.",
-    ),
-    "scheduler": ("Scheduler", "The cost of a scheduling decision."),
-    "tensorrt_rtx_build": (
-        "Building for TensorRT for RTX",
-        "One middle plan for all layers beside one for each layer, and weights as inputs of the plans beside "
-        "weights inside. Built without a GPU; nothing was run, so what sharing costs in fusion is not known.",
-    ),
-}
 
 
 def render(results: Path = RESULTS) -> str:
     """The text of docs/benchmarks.md."""
-    records = [(path.stem, json.loads(path.read_text("utf-8"))) for path in sorted(results.glob("*.json"))]
-    side_by_side = [record for stem, record in records if _kind(stem, record) == "side_by_side"]
-    parts = [_HEAD, report_cpu.goals(side_by_side)]
-    for kind, (title, introduction) in _SECTIONS.items():
+    records = _records(results)
+    parts = [_HEAD, report_cpu.goals(_side_by_side(records))]
+    for kind, (title, introduction) in SECTIONS.items():
         found = [(stem, record) for stem, record in records if _kind(stem, record) == kind]
         if found:
             parts.append(f"## {title}\n\n{introduction}\n")
             parts += [_result(record, kind) for _, record in found]
-    others = [(stem, record) for stem, record in records if _kind(stem, record) not in _SECTIONS]
+    others = [(stem, record) for stem, record in records if _kind(stem, record) not in SECTIONS]
     for stem, record in others:
         parts.append(f"## {stem.replace('_', ' ').capitalize()}\n")
         parts.append(_result(record, stem))
     return "\n".join(part for part in parts if part)
 
 
+def readme(results: Path = RESULTS) -> str:
+    """The text of README.md, as it is but for the table."""
+    return report_readme.filled(README.read_text("utf-8"), _side_by_side(_records(results)))
+
+
+def _records(results: Path) -> list[tuple[str, dict[str, Any]]]:
+    return [(path.stem, json.loads(path.read_text("utf-8"))) for path in sorted(results.glob("*.json"))]
+
+
+def _side_by_side(records: Iterable[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    return [record for stem, record in records if _kind(stem, record) == "side_by_side"]
+
+
 def _kind(stem: str, record: Mapping[str, Any]) -> str:
     figures = record["figures"]
-    return figures.get("benchmark", stem) if isinstance(figures, dict) else stem
+    if isinstance(figures, dict) and "benchmark" in figures:
+        return str(figures["benchmark"])
+    # Names of results end with the shape or the GPU that they are of.
+    kinds = [kind for kind in SECTIONS if stem == kind or stem.startswith(f"{kind}_")]
+    return max(kinds, key=len, default=stem)
 
 
 def _result(record: Mapping[str, Any], kind: str) -> str:
@@ -120,6 +89,10 @@ def _result(record: Mapping[str, Any], kind: str) -> str:
         "sampler": _sampler,
         "start_up": _start_up,
         "quantization": report_cpu.quantization,
+        "gpu_engine": report_gpu.engine,
+        "start_up_gpu": report_gpu.start_up,
+        "gpu_kernels": report_gpu.kernels,
+        "gpu_mixed": report_gpu.mixed,
     }.get(kind, _plain)
     return (
         f"{draw(record['figures'])}\n"
@@ -150,11 +123,17 @@ def _start_up(figures: Mapping[str, Any]) -> str:
         ]
         for row in figures["rows"]
     ]
+    saving = ""
+    if figures["saving_s"] is not None:
+        saving = (
+            f"Saving the pieces took {figures['saving_s']:.1f} s "
+            f"and {figures['saved_bytes'] / 1e9:.2f} GB of disk. "
+        )
+    kind = f"{figures['quantization']}, " if figures.get("quantization") else ""
     title = (
-        f"**{figures['source']}**, {figures['weights_bytes'] / 1e9:.2f} GB of weights, {figures['threads']} "
-        f"threads, medians of {figures['repetitions']}. Saving the pieces took {figures['saving_s']:.1f} s "
-        f"and {figures['saved_bytes'] / 1e9:.2f} GB of disk. Memory: after a few steps, and at its peak, "
-        "beyond what the process had before.\n\n"
+        f"**{figures['source']}**, {kind}{figures['weights_bytes'] / 1e9:.2f} GB of weights, "
+        f"{figures['threads']} threads, medians of {figures['repetitions']}. {saving}Memory: after a few "
+        "steps, and at its peak, beyond what the process had before.\n\n"
     )
     return title + _table(head, rows)
 
@@ -176,7 +155,7 @@ def _latency(figures: Mapping[str, Any]) -> str:
     head = ["phase", "batch", "tokens/s", "ms (p10 to p90)", "GB/s", "GFLOP/s", "% of limit", "limit"]
     title = (
         f"**{figures['source']}**, engine {figures['engine']}, attention {figures['attention']}, "
-        f"{figures['threads']} threads, prompt {figures['prompt']}, output {figures['output']}; "
+        f"{_device(figures)}, prompt {figures['prompt']}, output {figures['output']}; "
         f"{_limits(figures)}. ms: of a whole prefill, of one decode step.\n\n"
     )
     return title + _table(head, rows)
@@ -197,7 +176,7 @@ def _kvrun(figures: Mapping[str, Any]) -> str:
             cells += [_share(there[name], there[name] / limit * 100) for name in ("flashinfer", "tgi")]
         rows.append(cells)
     title = (
-        f"**{figures['source']}**, engine {figures['engine']}, {figures['threads']} threads, prompt "
+        f"**{figures['source']}**, engine {figures['engine']}, {_device(figures)}, prompt "
         f"{figures['prompt']}, {figures['output']} output tokens, mean of {figures['repetitions']}; "
         f"{_limits(figures)}.\n\n"
     )
@@ -221,7 +200,7 @@ def _throughput(figures: Mapping[str, Any]) -> str:
     ]
     title = (
         f"**{figures['source']}**, engine {figures['engine']}, attention {figures['attention']}, "
-        f"{figures['threads']} threads; {_limits(figures)}.\n\n"
+        f"{_device(figures)}; {_limits(figures)}.\n\n"
     )
     return title + _table(["", ""], rows)
 
@@ -278,11 +257,17 @@ def _plain(figures: Any) -> str:
 
 
 def _limits(figures: Mapping[str, Any]) -> str:
-    limits = figures["limits"]
+    limits, dtype = figures["limits"], figures.get("products_in", figures["dtype"])
     return (
-        f"read {limits['bytes_per_s'] / 1e9:.1f} GB/s, {figures['dtype']} matrix product "
-        f"{limits['operations_per_s'][figures['dtype']] / 1e9:,.0f} GFLOP/s"
+        f"{'read' if figures['threads'] else 'copied'} {limits['bytes_per_s'] / 1e9:,.1f} GB/s, "
+        f"{dtype} matrix product "
+        f"{limits['operations_per_s'][dtype] / 1e9:,.0f} G{'OP' if dtype == 'int8' else 'FLOP'}/s"
     )
+
+
+def _device(figures: Mapping[str, Any]) -> str:
+    """What the engine ran on; results of before that was written down are of the processor."""
+    return str(figures.get("device", f"{figures['threads']} threads"))
 
 
 def _share(tokens: float, percent: float, *, disturbed: bool = False) -> str:
@@ -290,6 +275,10 @@ def _share(tokens: float, percent: float, *, disturbed: bool = False) -> str:
 
 
 def _value(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return ", ".join(map(_value, value))
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:,}" if type(value) is int else str(value)
@@ -297,4 +286,5 @@ def _value(value: Any) -> str:
 
 if __name__ == "__main__":
     REPORT.write_text(render(), "utf-8")
-    print(f"written to {REPORT.relative_to(ROOT)}")
+    README.write_text(readme(), "utf-8")
+    print(f"written to {REPORT.relative_to(ROOT)} and {README.relative_to(ROOT)}")

@@ -11,10 +11,10 @@ _NAMES = {"135m": "135M", "1b": "1.1B"}
 
 GOALS_HEAD = """## The goals of the CPU engine
 
-Tokens/s of Cleave over those of another program on the same weights, threads and prompts, in one run;
-medians. Shapes of about 135 million and 1.1 billion parameters with random weights. The figures behind them
-are under "Side by side".
-"""
+Tokens/s of Cleave over those of another program with the same checkpoint, threads and prompts, each side with
+the kind of weights that is named, in one run; ratios of medians. Shapes of about 135 million ("135M") and 1.1
+billion ("1.1B") parameters with random weights; a shape without a row has not been measured. The figures
+behind the rows are under "Side by side"."""
 
 
 def goals(records: Iterable[Mapping[str, Any]]) -> str:
@@ -35,7 +35,8 @@ def goals(records: Iterable[Mapping[str, Any]]) -> str:
     if not rows:
         return ""
     head = ["against", "Cleave's weights", "shape", "what", "measured", "goal, at least", ""]
-    return f"{GOALS_HEAD}\n{table(head, rows)}"
+    notes = "".join(f" {note}" for note in _notes(measured))
+    return f"{GOALS_HEAD}{notes}\n\n{table(head, rows)}"
 
 
 def side_by_side(figures: Mapping[str, Any]) -> str:
@@ -49,13 +50,14 @@ def side_by_side(figures: Mapping[str, Any]) -> str:
     for row in figures["rows"]:
         speeds = [side["tokens_per_s"] for side in row["sides"]]
         ratios = [f"{speeds[one] / speeds[other]:.2f}" for one, other in pairs]
-        cells = [_cell(row["phase"], side) for side in row["sides"]]
+        cells = [cell(row["phase"], side) for side in row["sides"]]
         rows.append([row["phase"], row["batch"], *cells, *ratios])
     bandwidths = [side["bandwidth"] / 1e9 for row in figures["rows"] for side in row["sides"]]
     title = (
         f"**{_NAMES.get(figures['shape'], figures['shape'])}**, {figures['threads']} threads, prompt "
-        f"{figures['prompt']}, output {figures['output']}, medians of {figures['repetitions']}; tokens/s, "
-        "and for decoding the % of the bandwidth, which was "
+        f"{figures['prompt']}, output {figures['output']}, medians of "
+        f"{figures['repetitions']} repetitions, as many as the minutes allowed; tokens/s, and for "
+        "decoding the % of the bandwidth, which was "
         f"{min(bandwidths):.1f} to {max(bandwidths):.1f} GB/s."
     )
     for name, (same, tokens) in figures["same_tokens"].items():
@@ -63,6 +65,7 @@ def side_by_side(figures: Mapping[str, Any]) -> str:
             f" Cleave float32 and {name}: the same token in {same:,} of {tokens:,} places up to the first "
             "that differs."
         )
+    title += "".join(f" {note}" for note in _notes([figures]))
     return f"{title}\n\n{table(head, rows)}"
 
 
@@ -89,10 +92,20 @@ def quantization(figures: Mapping[str, Any]) -> str:
     return title + table(head, rows)
 
 
+def cell(phase: str, side: Mapping[str, Any]) -> str:
+    """Such as "49.3 (87)": tokens/s, and for decoding the percentage of the bandwidth."""
+    share = f" ({side['percent_of_bandwidth']:.0f})" if phase == "decode" else ""
+    return f"{side['tokens_per_s']:,.1f}{share}" + ("*" if side["disturbed"] else "")
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+
+
+def _notes(figures: Iterable[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(note for one in figures for note in one.get("notes", ())))
 
 
 def _ratio_title(sides: Sequence[Mapping[str, Any]], pair: tuple[int, int]) -> str:
@@ -100,13 +113,8 @@ def _ratio_title(sides: Sequence[Mapping[str, Any]], pair: tuple[int, int]) -> s
     return f"{one} / {other}"
 
 
-def _cell(phase: str, side: Mapping[str, Any]) -> str:
-    share = f" ({side['percent_of_bandwidth']:.0f})" if phase == "decode" else ""
-    return f"{side['tokens_per_s']:,.1f}{share}" + ("*" if side["disturbed"] else "")
-
-
 def _amount(item: Found) -> str:
-    return f"{item.value:.0f}{_unit(item)}" if item.unit != "x" else f"{item.value:.2f}x"
+    return f"{item.value:.{item.digits}f}{_unit(item)}"
 
 
 def _unit(item: Found) -> str:

@@ -1,7 +1,11 @@
-"""Checkpoints to measure: the bundled demo, or a shape with random weights."""
+"""Checkpoints to measure: the bundled demo, or a shape with random weights.
+
+python benchmarks/shapes.py 135m --output_dir benchmarks/out/135m/checkpoint
+"""
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +59,11 @@ def checkpoint(name: str, folder: Path) -> Path:
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (folder / file).write_bytes((DEMO / file).read_bytes())
     return folder
+
+
+if __name__ == "__main__":
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    options.add_argument("shape", choices=tuple(SHAPES))
+    options.add_argument("--output_dir", type=Path, required=True)
+    given = options.parse_args()
+    checkpoint(given.shape, given.output_dir)

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from contenders import OURS, Cleave, Contender, MakePeer, Prompts, chosen, same, title
 from record import save
+from report_cpu import cell
 from rich.console import Console
 from rich.table import Table
 from shapes import NAMES
@@ -36,7 +37,7 @@ from cleave.runtime.bench.lockstep import decode_steps, prefill_steps
 from cleave.runtime.bench.phase import Phase, Run, middle_limits
 from cleave.runtime.bench.quiet import BUSY, OthersWatch
 from cleave.runtime.bench.ranges import numbers
-from cleave.threads import own_process
+from cleave.threads import use_one_thread_pool
 
 _WARM_UP = 8
 """Tokens of the repetition that is not counted."""
@@ -82,8 +83,9 @@ def parser(description: str | None, *, peer: str, ours: str) -> argparse.Argumen
 
 def main(peer_name: str, make_peer: MakePeer, kinds: Sequence[str], arguments: argparse.Namespace) -> None:
     """Measure, print the table, write results/vs_PEER_SHAPE.json; `kinds` are the peer's kinds of weights."""
-    own_process()  # as the `cleave` command does
     try:
+        # One pool, as the `cleave` command has it; now, since the first session would decide on its size.
+        use_one_thread_pool(arguments.threads)
         figures = side_by_side(peer_name, make_peer, kinds, arguments)
         if figures is None:
             return
@@ -131,6 +133,7 @@ def side_by_side(
             {"program": side.program, "weights": side.weights.name, "item_bytes": side.weights.item_bytes}
             for side in sides
         ],
+        "notes": list(dict.fromkeys(side.note for side in sides if side.note)),
         "same_tokens": match.same_tokens,
         "rows": match.rows(),
     }
@@ -229,12 +232,6 @@ def table(figures: dict[str, Any]) -> Table:
     for row in figures["rows"]:
         view.add_row(row["phase"], str(row["batch"]), *(cell(row["phase"], side) for side in row["sides"]))
     return view
-
-
-def cell(phase: str, side: dict[str, Any]) -> str:
-    """Such as "49.3 (87)": tokens/s, and for decoding the percentage of the bandwidth."""
-    share = f" ({side['percent_of_bandwidth']:.0f})" if phase == "decode" else ""
-    return f"{side['tokens_per_s']:,.1f}{share}" + ("*" if side["disturbed"] else "")
 
 
 def _phases(

@@ -24,6 +24,10 @@ WEIGHTS = {
     "Q8_0": Weights("Q8_0", 34 / 32, "int8"),
     "Q4_0": Weights("Q4_0", 18 / 32, "int8"),
 }
+NO_AMX = (
+    "llama.cpp was built without AMX, since its AMX kernels crash on quantised weights on some processors "
+    "(ggml-org/llama.cpp#20824)."
+)
 _MICRO_BATCH = 512
 
 
@@ -38,6 +42,8 @@ class LlamaCpp:
 
         self._api: Any = llama_cpp
         self.weights = WEIGHTS[weights]
+        has_amx = b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info()
+        self.note = "" if has_amx else NO_AMX
         self._silence = llama_cpp.llama_log_callback(lambda level, text, data: None)
         llama_cpp.llama_log_set(self._silence, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()

@@ -26,6 +26,7 @@ class OnnxRuntimeGenAI:
     """See `contenders.Contender`."""
 
     program = "onnxruntime-genai"
+    note = ""
 
     def __init__(self, weights: str, files: Workshop, arguments: argparse.Namespace, batch: int) -> None:
         import onnxruntime_genai

@@ -18,6 +18,7 @@ class Transformers:
     """See `contenders.Contender`."""
 
     program = "transformers"
+    note = ""
 
     def __init__(self, weights: str, files: Workshop, arguments: argparse.Namespace, batch: int) -> None:
         torch.set_num_threads(arguments.threads)

@@ -54,7 +54,7 @@ class Workshop:
         from cleave.export.exporter import ExportRequest, export
 
         how = {"dtype": "float32"} if weights == "float32" else {"quantize": weights}
-        export(ExportRequest(str(self.checkpoint()), folder, check=False, **how))
+        export(ExportRequest(str(self.checkpoint()), folder, check=False, quality=False, **how))
 
 
 def sources(*rooms: str) -> str:

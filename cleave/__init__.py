@@ -8,6 +8,9 @@ from cleave.runtime.sampling.logprobs import Logprob
 from cleave.runtime.stats import Stats
 from cleave.runtime.structured.params import StructuredOutput
 from cleave.threads import use_one_thread_pool
+from cleave.version import version as _version
+
+__version__ = _version()
 
 __all__ = [
     "LLM",
@@ -19,5 +22,6 @@ __all__ = [
     "SamplingParams",
     "Stats",
     "StructuredOutput",
+    "__version__",
     "use_one_thread_pool",
 ]

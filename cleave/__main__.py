@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -19,20 +20,36 @@ from cleave.runtime.engine_cache.cli import engines
 from cleave.runtime.engines.cli import build
 from cleave.runtime.server.cli import serve
 from cleave.threads import own_process
+from cleave.version import version
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
+
+
+def _print_version(is_asked_for: bool) -> None:
+    if is_asked_for:
+        typer.echo(f"cleave {version()}")
+        raise typer.Exit
+
+
+def _options(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version),
+    ] = False,
+) -> None:
+    """A compiler-runtime for LLMs: the model is cut at attention, the rest compiled ahead of time."""
 
 
 def application() -> typer.Typer:
     """The command with all its verbs."""
     app = typer.Typer(
         name="cleave",
-        help="A compiler-runtime for LLMs: the model is cut at attention, the rest compiled ahead of time.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
     )
+    app.callback()(_options)
     app.command()(export)
     app.command()(build)
     app.command()(run)
@@ -60,13 +77,23 @@ def main(app: typer.Typer | None = None) -> None:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(USAGE_ERROR)
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        sys.exit(INTERRUPTED)
+        _interrupted()
+    except SystemExit as ended:
+        if ended.code != INTERRUPTED:
+            raise
+        _interrupted()  # typer has made an exit of it
+
+
+def _interrupted() -> NoReturn:
+    sys.stderr.write("\ninterrupted\n")  # the cursor stands behind what was said so far, and ^C
+    sys.exit(INTERRUPTED)
 
 
 def process(app: typer.Typer | None = None) -> None:
     """`main` for a process that does nothing else."""
     own_process()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # models say what a terminal's encoding may lack
     main(app)
 
 

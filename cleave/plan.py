@@ -59,6 +59,8 @@ def plan(
         typer.echo(json.dumps(_figures(shape, made, dtype or shape.dtype)))
     else:
         Console().print(_table(shape, made, dtype or shape.dtype))
+        if (dtype or shape.dtype) != "float32":
+            typer.echo("The CPU engines compute in float32: for them, plan with --dtype float32.")
 
 
 def plan_shape(
@@ -144,8 +146,6 @@ def _table(shape: ModelShape, made: MemoryPlan, dtype: str) -> Table:
     ]
     for row in rows:
         table.add_row(*row)
-    if dtype != "float32":
-        table.caption = "The CPU engines compute in float32: for them, plan with --dtype float32."
     return table
 
 

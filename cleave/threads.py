@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 import onnxruntime as ort
 import psutil
 
 from cleave.errors import EngineError
+
+_log = logging.getLogger("cleave")
 
 
 class _ProcessPool:
@@ -13,6 +17,7 @@ class _ProcessPool:
 
     size: int | None = None
     is_wanted = False
+    has_warned = False
 
 
 def physical_cores() -> int:
@@ -53,12 +58,16 @@ def has_one_thread_pool() -> bool:
 
 
 def session_options(threads: int | None = None) -> ort.SessionOptions:
-    """Options of a session that computes in the process's pool, or with `threads` threads of its own."""
+    """Options of a session that computes in the process's pool, or with `threads` threads of its own.
+
+    Warns, once, where that pool has another size than `threads`.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = 3
     if _ProcessPool.is_wanted:
         use_one_thread_pool(threads)
     if _ProcessPool.size is not None:
+        _warn_of_other_size(threads, _ProcessPool.size)
         options.use_per_session_threads = False
         return options
     options.intra_op_num_threads = threads or physical_cores()
@@ -66,3 +75,14 @@ def session_options(threads: int | None = None) -> ort.SessionOptions:
     # Pools that spin would take the processor from each other.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
+
+
+def _warn_of_other_size(asked: int | None, size: int) -> None:
+    if asked in (None, size) or _ProcessPool.has_warned:
+        return
+    _ProcessPool.has_warned = True
+    _log.warning(
+        "%s threads were asked for, and the one pool of this process has %s: its models compute with those; "
+        "call use_one_thread_pool(%s) before anything else, or load the model in a process of its own",
+        *(asked, size, asked),
+    )

@@ -180,7 +180,7 @@ def _quality_table(quality: Mapping[str, Any]) -> Table:
     ratio = f"ratio {quality['perplexity_ratio']:.4f}"
     table.add_row("perplexity", perplexity, f"{quality['reference_perplexity']:.3f}", ratio)
     allowed = f"nats a token, +- {quality['kl_error']:.5f}; allowed {quality['max_kl']:g}"
-    allowed += ", forced" if quality["kl"] > quality["max_kl"] else ""
+    allowed += "" if quality["kl"] <= quality["max_kl"] else ", forced"
     table.add_row("KL divergence, mean", f"{quality['kl']:.5f}", "0", allowed)
     table.add_row("KL divergence, 99 %", f"{quality['kl_99']:.5f}", "0", "99 of 100 tokens are below")
     table.add_row("same next token", f"{quality['same_token']:.2%}", "", "the likeliest one")

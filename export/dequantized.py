@@ -16,11 +16,11 @@ from onnx import helper
 
 from cleave.errors import ArtifactError
 from cleave.export.artifact import Artifact
+from cleave.export.manifest import LM_HEAD
 from cleave.export.quantization import SCALE, QuantizedTensor
 from cleave.export.quantized import Quantized, RowInt8
 from cleave.export.quantized_storage import from_arrays
 
-_LM_HEAD = "lm_head.weight"
 _Floats = npt.NDArray[np.float32]
 
 
@@ -46,7 +46,7 @@ def dequantized_weights(artifact: Artifact) -> Iterator[tuple[str, _Floats]]:
             restored[:, artifact.weight(tensor.order)] = matrix
             matrix = restored
         for name, out in tensor.members:
-            yield (_LM_HEAD if tensor.name == _LM_HEAD else name), matrix[rows : rows + out]
+            yield (LM_HEAD if tensor.name == LM_HEAD else name), matrix[rows : rows + out]
             rows += out
     if quantization is not None and quantization.embedding:
         name = artifact.manifest.embedding

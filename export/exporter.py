@@ -20,7 +20,7 @@ from cleave.export.checkpoint import Checkpoint
 from cleave.export.config import load_config
 from cleave.export.graphs import save_batchful, save_batchless, weight_names
 from cleave.export.input_order import reorder_inputs
-from cleave.export.manifest import MANIFEST, PARTS, SIZES, Manifest
+from cleave.export.manifest import EMBEDDING, LM_HEAD, MANIFEST, PARTS, SIZES, Manifest
 from cleave.export.quality_gate import QualityGate
 from cleave.export.quantization_choice import (
     COMPUTES_IN,
@@ -33,7 +33,7 @@ from cleave.export.request import ExportRequest, check_layers
 from cleave.export.staging import publish, require_space, staging
 from cleave.export.tensorfile import TensorFileError, TensorLayout, read_header
 from cleave.export.tokenizer import export_tokenizer
-from cleave.export.trace import EMBEDDING, LM_HEAD, MetaModel
+from cleave.export.trace import MetaModel
 from cleave.export.weights import StoredWeights, check_tensors
 from cleave.plugins.spec import AttentionSpec
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx
 
 from cleave.export.batchless import batchless_graphs
-from cleave.export.pieces import ATTENTION, Piece, cut, widen
+from cleave.export.pieces import ATTENTION, Piece, computable, cut, widen
 from cleave.export.session import Arrays, GraphSession
 from cleave.plugins.spec import AttentionSpec
 
@@ -93,9 +93,5 @@ def _attend(
 
 
 def _piece_session(piece: Piece, weights: Weights) -> GraphSession:
-    stored = {name: weights(tensor) for name, tensor in piece.weights.items()}
-    wide = {
-        name: array if array.dtype.kind in "iu" else np.asarray(array, np.float32)
-        for name, array in stored.items()
-    }
+    wide = {name: computable(weights(tensor)) for name, tensor in piece.weights.items()}
     return GraphSession(widen(piece.model), wide)

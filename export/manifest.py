@@ -19,6 +19,9 @@ FORMAT = 2
 PARTS = ("batchful", "prefill_batchless", "decode_batchless", "embed_tokens", "tokenizer")
 """What `--export` takes; an artifact is complete when it has all of them."""
 DTYPES = ("float32", "float16", "bfloat16")
+EMBEDDING = "model.embed_tokens.weight"
+LM_HEAD = "lm_head.weight"
+"""What the two are called in a checkpoint; one that ties them has the first alone."""
 SIZES = ("hidden_size", "vocab_size", "max_position_embeddings")
 """Entries of the config that every manifest has, whether config.json names them or not."""
 _WHOLE = ("heads", "kv_heads", "head_dim", "window", "rotary_dim", "original_max_position")
@@ -95,7 +98,7 @@ class Manifest:
         }
         if self.quantization is None:
             del data["quantization"], data["quality"]
-        return json.dumps(data, indent=1) + "\n"
+        return json.dumps(_without_infinities(data), indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, where: Path) -> Manifest:
@@ -159,6 +162,15 @@ def batchless_files(kind: str, specs: int) -> tuple[str, ...]:
     names = [f"{kind}_batchless.onnx"]
     names += [f"{kind}_batchless_{index}.onnx" for index in range(1, specs)]
     return tuple(names)
+
+
+def _without_infinities(data: Any) -> Any:
+    """The same with null for numbers that JSON lacks; a model that broke has such a perplexity."""
+    if isinstance(data, dict):
+        return {name: _without_infinities(value) for name, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_without_infinities(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def _whole(name: str, value: Any, *, least: int = 1) -> int:

@@ -238,6 +238,11 @@ def widen(model: onnx.ModelProto) -> onnx.ModelProto:
     return wide
 
 
+def computable(weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The weight in a dtype that a processor computes in: integers as they are, floats in float32."""
+    return weight if weight.dtype.kind in "iu" else np.asarray(weight, np.float32)
+
+
 def make_initializers(model: onnx.ModelProto, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
     """Turn inputs of a piece into initializers without data.
 

@@ -13,6 +13,8 @@ import numpy.typing as npt
 from cleave.errors import ExportError
 from cleave.export.calibration import Windows
 from cleave.export.layerwise import Advance, Layerwise
+from cleave.export.quantization import Quantization
+from cleave.export.quantized import GROUP_SIZES
 
 MAX_KL = 0.1
 """Nats a token, on average. A KL divergence of d means: a text that the float32 model itself would write has
@@ -58,19 +60,19 @@ class Quality:
         known = asdict(self) | {"perplexity_ratio": self.perplexity_ratio}
         return {name: value for name, value in known.items() if value is not None}
 
-    def check(self, max_kl: float) -> None:
-        """Raises ExportError where the model is too far from float32, or no number at all."""
+    def check(self, max_kl: float, quantization: Quantization) -> None:
+        """Raises ExportError where the model, quantised so, is too far from float32, or no number at all."""
+        whole = self.perplexity if self.reference_perplexity is None else self.reference_perplexity
+        if not math.isfinite(whole):
+            raise ExportError(
+                f"the model has a perplexity of {whole}{', in float32 too' if self.kl is not None else ''}; "
+                "nothing was exported: is the checkpoint whole? --force exports it nonetheless"
+            )
         if self.kl is not None and not self.kl <= max_kl:
             raise ExportError(
                 f"the quantised model is too far from float32: KL divergence {self.kl:.3f} nats a token, "
-                f"allowed {max_kl:g} (perplexity {self.perplexity:.2f}, in float32 "
-                f"{self.reference_perplexity:.2f}); nothing was exported. Take --quantize int8 or a smaller "
-                "--group_size, leave lm_head out (--no_quantize_lm_head), or export it with --force"
-            )
-        if not math.isfinite(self.perplexity):
-            raise ExportError(
-                f"the quantised model has a perplexity of {self.perplexity}; nothing was exported. "
-                "Is the checkpoint whole? --force exports it nonetheless"
+                f"allowed {max_kl:g} (perplexity {self.perplexity:.2f}, in float32 {whole:.2f}); "
+                f"nothing was exported: {_advice(quantization)}, or export it with --force"
             )
 
 
@@ -119,6 +121,17 @@ def compare(
     )
 
 
+def _advice(quantization: Quantization) -> str:
+    """What comes nearer to float32."""
+    is_int4 = quantization.method == "int4"
+    ways = ["take --quantize int8" if is_int4 else "leave --quantize out"]
+    if quantization.group_size is not None and quantization.group_size > min(GROUP_SIZES):
+        ways.append("take a smaller --group_size")
+    if quantization.lm_head:
+        ways.append("leave lm_head out (--no_quantize_lm_head)")
+    return ", ".join(ways)
+
+
 def _blocks(windows: Windows) -> Iterator[tuple[int, int, npt.NDArray[np.int64], bool]]:
     """(first row, row after the last, next token of each row that has one, whether its window ends)."""
     first = 0
@@ -138,4 +151,4 @@ def _log_softmax(logits: _Logits) -> _Floats:
 
 def _perplexity(losses: list[_Floats]) -> float:
     mean = float(np.concatenate(losses).mean())
-    return math.exp(mean) if mean < _LARGEST else math.inf
+    return math.inf if mean >= _LARGEST else math.exp(mean)

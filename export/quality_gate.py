@@ -18,19 +18,20 @@ from cleave.export.calibration import Windows, calibration_text, calibration_win
 from cleave.export.checkpoint import Checkpoint
 from cleave.export.graphs import weight_names
 from cleave.export.layerwise import Layerwise
-from cleave.export.manifest import Manifest
+from cleave.export.manifest import EMBEDDING, Manifest
 from cleave.export.quality import MAX_KL, Quality, compare
+from cleave.export.quantization import Quantization
 from cleave.export.request import ExportRequest
 from cleave.export.tokenizer import export_tokenizer
-from cleave.export.trace import EMBEDDING
 
 _Array = npt.NDArray[Any]
 
 
 class QualityGate:
-    """Runs a quantised export and the same model in float32 over a text.
+    """Runs a quantised export, and the same model in float32 where there is one, over a text.
 
-    One piece of one model is in memory at a time, so a model is measured that does not fit in float32.
+    Both are read layer by layer, with the weights of one piece in memory; while logits are compared the last
+    pieces of both are. So a model is measured that does not fit in float32.
     """
 
     def __init__(self, request: ExportRequest, checkpoint: Checkpoint, *, context: int, vocab: int) -> None:
@@ -110,11 +111,11 @@ class QualityGate:
             reference = read(self._reference, self._plain, rows)
         text = "bundled" if self._request.calibration is None else str(self._request.calibration)
         quality = compare(model, reference, self._windows, text=text, advance=advance)
-        return self._judged(quality)
+        return self._judged(quality, manifest.quantization)
 
-    def _judged(self, quality: Quality) -> dict[str, Any]:
-        if not self._request.force:
-            quality.check(self._max_kl)
+    def _judged(self, quality: Quality, quantization: Quantization | None) -> dict[str, Any]:
+        if quantization is not None and not self._request.force:
+            quality.check(self._max_kl, quantization)
         judged = quality.to_dict()
         if quality.kl is not None:
             judged |= {"max_kl": self._max_kl, "forced": self._request.force}

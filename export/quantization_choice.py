@@ -7,11 +7,10 @@ from dataclasses import replace
 
 from cleave.errors import ExportError
 from cleave.export.checkpoint import Checkpoint
-from cleave.export.manifest import Manifest
+from cleave.export.manifest import EMBEDDING, LM_HEAD, Manifest
 from cleave.export.quantization import Quantization
 from cleave.export.quantized import check_group_size
 from cleave.export.request import ExportRequest
-from cleave.export.trace import EMBEDDING, LM_HEAD
 
 COMPUTES_IN = "float32"
 """What a quantised graph computes in between two products: the processors that it is for have no other."""
@@ -85,6 +84,11 @@ def _asked(request: ExportRequest, checkpoint: Checkpoint, kept: Manifest | None
                 f"group_size is {request.group_size}, and {request.model} has groups of {ready.group_size}; "
                 "leave --group_size out"
             )
+        if LM_HEAD in ready.shapes and request.quantize_lm_head is False:
+            raise ExportError(
+                f"lm_head of {request.model} is quantised already; leave --no_quantize_lm_head out, or give "
+                "the unquantised checkpoint"
+            )
         lm_head = LM_HEAD in ready.shapes or bool(request.quantize_lm_head)
         embedding = bool(request.quantize_embedding)
         return Quantization(ready.method, ready.group_size, lm_head=lm_head, embedding=embedding)
@@ -97,7 +101,7 @@ def _asked(request: ExportRequest, checkpoint: Checkpoint, kept: Manifest | None
         return None
     return Quantization(
         before.method,
-        request.group_size or before.group_size,
+        before.group_size if request.group_size is None else request.group_size,
         lm_head=before.lm_head if request.quantize_lm_head is None else request.quantize_lm_head,
         embedding=before.embedding if request.quantize_embedding is None else request.quantize_embedding,
     )

@@ -18,9 +18,9 @@ import onnx_ir as ir
 
 from cleave.errors import ExportError
 from cleave.export.input_order import order_of
+from cleave.export.manifest import EMBEDDING, LM_HEAD
 from cleave.export.quantization import Quantization, QuantizedTensor
 from cleave.export.quantized import check_group_size
-from cleave.export.trace import EMBEDDING, LM_HEAD
 
 MICROSOFT = "com.microsoft"
 _ACTIVATION_LARGEST = 127

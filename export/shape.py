@@ -11,13 +11,12 @@ from typing import Any
 from cleave.errors import ArtifactError, CheckpointError
 from cleave.export.artifact import WEIGHTS, read_manifest
 from cleave.export.checkpoint import Checkpoint
-from cleave.export.manifest import MANIFEST, Manifest
+from cleave.export.manifest import EMBEDDING, LM_HEAD, MANIFEST, Manifest
 from cleave.export.quantization import SCALE, Quantization, QuantizedTensor
 from cleave.export.quantized_checkpoint import QuantizedCheckpoint
 from cleave.export.tensorfile import ITEM_BYTES, StoredTensor, read_header
 from cleave.plugins.spec import AttentionSpec
 
-_LM_HEAD = "lm_head.weight"
 _QUANTIZED_COMPUTES_IN = "float32"
 _NOT_WEIGHTS = ("rotary_emb.inv_freq",)
 """Ends of the names of buffers that old checkpoints keep and no graph reads."""
@@ -80,8 +79,8 @@ def _of_checkpoint(folder: Path) -> ModelShape:
     config = checkpoint.config
     shapes = {name: shape for name, shape in checkpoint.shapes.items() if not name.endswith(_NOT_WEIGHTS)}
     if config.get("tie_word_embeddings"):
-        shapes.pop(_LM_HEAD, None)
-    vocab, hidden = _matrix(checkpoint, "model.embed_tokens.weight")
+        shapes.pop(LM_HEAD, None)
+    vocab, hidden = _matrix(checkpoint, EMBEDDING)
     return ModelShape(
         source=str(folder),
         architecture=checkpoint.architecture,
@@ -144,8 +143,8 @@ def _matrices(
     stored = set(quantization.stored_names) if quantization else set()
     shapes = {name: tensor.shape for name, tensor in tensors.items() if name not in stored}
     for tensor in quantization.tensors if quantization else ():
-        is_head = tensor.name == _LM_HEAD
-        shapes |= {_LM_HEAD if is_head else name: (out, tensor.inputs) for name, out in tensor.members}
+        is_head = tensor.name == LM_HEAD
+        shapes |= {LM_HEAD if is_head else name: (out, tensor.inputs) for name, out in tensor.members}
     return shapes
 
 
@@ -153,7 +152,7 @@ def _parameters(tensors: Mapping[str, StoredTensor], manifest: Manifest) -> int:
     shapes = _matrices(tensors, manifest.quantization)
     shapes.pop(manifest.embedding + SCALE, None)
     if manifest.config.get("tie_word_embeddings"):
-        shapes.pop(_LM_HEAD, None)
+        shapes.pop(LM_HEAD, None)
     return sum(map(prod, shapes.values()))
 
 

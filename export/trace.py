@@ -21,6 +21,7 @@ from onnxscript import values
 from transformers import AttentionInterface, AutoModelForCausalLM
 
 from cleave.errors import CheckpointError, ExportError, reason
+from cleave.export.manifest import EMBEDDING, LM_HEAD
 from cleave.export.rope import rope_of
 from cleave.export.simplify import simplify
 from cleave.plugins.schema import DOMAIN, OPERATOR, VERSION, register_schema
@@ -30,8 +31,6 @@ from cleave.plugins.torch_operator import cleave_attention
 OPSET = 23
 """The first one with RMSNormalization."""
 
-EMBEDDING = "model.embed_tokens.weight"
-LM_HEAD = "lm_head.weight"
 _ATTENTION = "cleave"
 
 
@@ -116,7 +115,7 @@ class MetaModel:
         self.config = config
         self.dtype: torch.dtype = getattr(torch, dtype)
         try:
-            with torch.device("meta"), _quiet():
+            with torch.device("meta"), quiet():
                 self.model = AutoModelForCausalLM.from_config(config, dtype=self.dtype).eval()
         except Exception as error:  # sizes that do not fit together fail anywhere inside
             raise CheckpointError(f"transformers makes no model of the config: {reason(error)}") from None
@@ -141,7 +140,7 @@ class MetaModel:
 
         Raises ExportError where an attention operator was lost on the way.
         """
-        with self._cut() as recorder, torch.no_grad(), _quiet():
+        with self._cut() as recorder, torch.no_grad(), quiet():
             tokens, rows = torch.export.Dim("tokens"), torch.export.Dim("rows")
             exported = torch.export.export(
                 _Batchful(self.model),
@@ -227,7 +226,7 @@ def _check_operators(graph: ir.Model, layers: int) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the libraries' own chatter (missing torchvision, deprecations inside torch) off the terminal."""
     logs = [logging.getLogger(name) for name in ("torch.onnx", "transformers")]
     levels = [log.level for log in logs]

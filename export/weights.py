@@ -14,13 +14,13 @@ import torch
 
 from cleave.errors import ExportError
 from cleave.export.checkpoint import Checkpoint
+from cleave.export.manifest import EMBEDDING
 from cleave.export.quantization import Described, Quantization, QuantizedTensor, embedding_stored
 from cleave.export.quantize import quantize_int4, quantize_int8
 from cleave.export.quantized import GroupedInt4, Quantized, RowInt8
 from cleave.export.quantized_checkpoint import QuantizedCheckpoint
 from cleave.export.quantized_storage import to_arrays
 from cleave.export.tensorfile import StoredTensor, TensorFileWriter, TensorLayout, plan_layout
-from cleave.export.trace import EMBEDDING
 
 _BLOCK = 1 << 24
 _TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -166,7 +166,9 @@ def _row_blocks(name: str, tensor: StoredTensor) -> Iterator[torch.Tensor]:
                 raise ExportError(f"{tensor.file} ended while {name} was read")
             values = torch.frombuffer(block, dtype=_TORCH[tensor.dtype]).reshape(count, columns)
             if not bool(torch.isfinite(values).all()):
-                raise ExportError(f"{name} has values that are not finite; export without --quantize")
+                raise ExportError(
+                    f"{name} has values that are not finite and cannot be quantised: is the checkpoint whole?"
+                )
             yield values
 
 

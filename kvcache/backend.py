@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from cleave.errors import AttentionError
 from cleave.kvcache.spec import AttentionSpec
 from cleave.kvcache.step import StepPlan
@@ -33,11 +36,14 @@ class AttentionBackend(Protocol):
     besides: which page belongs to whom is in the StepPlan.
 
     One whose `run` can be captured in a CUDA graph also has the property `graph_key`; see
-    `AttentionServer.graph_key`.
+    `AttentionServer.graph_key`. One of compiled code has `jobs(q, k, v, out)`; see `AttentionServer.jobs`.
     """
 
     def plan(self, step: StepPlan) -> None:
-        """All host work that does not depend on the layer. Called once a step."""
+        """All host work that does not depend on the layer. Called once a step.
+
+        Where it raises, no step is planned: not the one before either.
+        """
 
     def run(self, layer: int, q: Any, k: Any, v: Any, out: Any) -> None:
         """Append k and v of every row to the pages, attend, and write out. Called once a layer.
@@ -52,6 +58,17 @@ class AttentionBackend(Protocol):
 
 BackendFactory = Callable[..., AttentionBackend]
 """Called with (CacheShape, **options)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerJobs:
+    """What runs every layer of the planned step: compiled functions, which threads of others may call."""
+
+    entries: npt.NDArray[np.int64]
+    """[layers, jobs, 3]: the address of a C function `void (int64 block, int64 part, int64 thread)`, its
+    block, and how many parts it is to be called for, side by side. Those of a layer run one after another."""
+    threads: int
+    """`thread` has to be below that, and two calls with the same one must not overlap."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cleave.errors import AttentionError, OutOfPages
-from cleave.kvcache.backend import BackendFactory, CacheShape, check_specs, create_backend
+from cleave.kvcache.backend import BackendFactory, CacheShape, LayerJobs, check_specs, create_backend
 from cleave.kvcache.page_manager import PageManager
 from cleave.kvcache.spec import AttentionSpec
 from cleave.kvcache.step import Chunk, StepPlan
@@ -144,6 +144,21 @@ class AttentionServer:
         self._backend.run(layer, q, k, v, out)
         self.runs += 1
 
+    def jobs(self, q: Any, k: Any, v: Any, out: Any) -> LayerJobs | None:
+        """What does as `run` for every layer of the planned step, each with these same arrays.
+
+        For engines that call compiled functions from their own threads, without Python between two layers:
+        they run the jobs of all layers in order, each once. None where the backend has no such functions.
+        Raises AttentionError where no step is planned or an array does not fit.
+        """
+        if not self.pages.has_step:
+            raise AttentionError("no step is planned; call plan(step) before jobs(q, k, v, out)")
+        make = getattr(self._backend, "jobs", None)
+        found: LayerJobs | None = None if make is None else make(q, k, v, out)
+        if found is not None:
+            self.runs += len(found.entries)
+        return found
+
     def commit(self, *, share: bool = True) -> None:
         """End the step: its tokens now belong to their sequences.
 
@@ -198,13 +213,17 @@ class AttentionServer:
             )
 
     def _build(self, step: Sequence[Chunk], tables: list[PageTable]) -> StepPlan:
-        counts = np.array([chunk.count for chunk in step], np.int64)
         starts = np.array([chunk.start for chunk in step], np.int64)
-        offsets = np.zeros(len(step) + 1, np.int64)
-        np.cumsum(counts, out=offsets[1:])
         page_table = self.pages.gather(tables)
-        chunk_of_row = np.repeat(np.arange(len(step)), counts)
-        positions = np.arange(offsets[-1]) + (starts - offsets[:-1])[chunk_of_row]
+        if _rows(step) == len(step):  # every sequence decodes
+            offsets = np.arange(len(step) + 1)
+            chunk_of_row, positions = offsets[:-1], starts
+        else:
+            offsets = np.zeros(len(step) + 1, np.int64)
+            counts = np.array([chunk.count for chunk in step], np.int64)
+            np.cumsum(counts, out=offsets[1:])
+            chunk_of_row = np.repeat(np.arange(len(step)), counts)
+            positions = np.arange(offsets[-1]) + (starts - offsets[:-1])[chunk_of_row]
         pages, places = np.divmod(positions, self._shape.page_size)
         slots = page_table[chunk_of_row, pages].astype(np.int64) * self._shape.page_size + places
         return StepPlan(offsets, starts, positions, slots, page_table)

@@ -3,55 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import weakref
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from cleave.export.artifact import Progress
 from cleave.runtime.chat import Message
 from cleave.runtime.engine_call import EngineState
-from cleave.runtime.engine_thread import EngineThread
-from cleave.runtime.intake import Intake
-from cleave.runtime.llm import shut_down
-from cleave.runtime.mailbox import Mailbox
-from cleave.runtime.model import Model
-from cleave.runtime.model_options import ModelOptions
+from cleave.runtime.loaded import Loaded
 from cleave.runtime.observer import EngineObserver
 from cleave.runtime.request import Completion, Prompt, SamplingParams
-from cleave.runtime.stats import Stats
 from cleave.runtime.stream import AsyncStream
 
 T = TypeVar("T")
 
 
-class AsyncLLM:
+class AsyncLLM(Loaded):
     """A model that answers prompts from any number of asyncio tasks, in any number of event loops.
 
     >>> async with AsyncLLM("model_files/demo-artifact") as llm:
     ...     async for chunk in llm.stream("San Francisco is a"):
     ...         print(chunk.text, end="")
     """
-
-    def __init__(
-        self,
-        artifact: str | Path,
-        engine: str | None = None,
-        *,
-        progress: Progress | None = None,
-        **options: Any,
-    ) -> None:
-        """Load the artifact in a folder, which blocks; see `LLM`."""
-        self._model = Model(artifact, ModelOptions(engine=engine, **options), progress)
-        self._thread = EngineThread(self._model)
-        self._intake = Intake(self._model)
-        self._finalizer = weakref.finalize(self, shut_down, self._thread, self._model)
-
-    @property
-    def model(self) -> Model:
-        """The engine, attention server and tokenizer behind it."""
-        return self._model
 
     def stream(
         self,
@@ -67,12 +39,7 @@ class AsyncLLM:
         event loop free where prompts are very long. Raises RequestError if the prompt is not allowed or
         `request_id` is in use.
         """
-        mailbox = Mailbox(self._model.options.max_unread_tokens)
-        generation = self._intake.generation(
-            prompt, params, mailbox, request_id=request_id, priority=priority
-        )
-        self._thread.submit([generation])
-        return AsyncStream(self._thread, generation, mailbox)
+        return AsyncStream(self._thread, *self._submit(prompt, params, request_id, priority))
 
     def stream_chat(
         self,
@@ -116,17 +83,6 @@ class AsyncLLM:
         prompt = self._model.chat_prompt(messages, tools, template_options)
         return await self.generate(prompt, params, request_id=request_id, priority=priority)
 
-    def abort(self, request_id: str) -> None:
-        """Call a request off, which ends with the finish reason "abort".
-
-        Raises RequestError where no request of that name is under way.
-        """
-        self._thread.abort(request_id)
-
-    def stats(self) -> Stats:
-        """What is running and waiting, the pages, and counts since the model was loaded."""
-        return self._thread.stats()
-
     async def look(self, function: Callable[[EngineState], T]) -> T:
         """What a function makes of the engine's state between two steps; the engine waits for it.
 
@@ -150,10 +106,6 @@ class AsyncLLM:
     async def wait_until_idle(self, timeout: float | None = None) -> bool:
         """Whether nothing is under way any more, after at most `timeout` seconds; None: however long."""
         return await asyncio.to_thread(self._thread.wait_until_idle, timeout)
-
-    def close(self) -> None:
-        """Call off what runs, give back memory and threads; waits for the step under way."""
-        self._finalizer()
 
     async def __aenter__(self) -> AsyncLLM:
         return self

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import sys
 import time
@@ -13,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from cleave.errors import RequestError
-from cleave.kvcache.backend import backend_names
+from cleave.runtime.cli_options import Attention, Deterministic, Device, Engine, Threads
 from cleave.runtime.llm import LLM
 from cleave.runtime.repl import Repl
 from cleave.runtime.request import Completion, SamplingParams
@@ -25,25 +27,13 @@ def run(
         list[str] | None, typer.Option("--input", help="Prompt, repeatable: all run as one batch.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", help="Most tokens to generate.")] = 64,
-    engine: Annotated[
-        str | None, typer.Option("--engine", help="Engine kind. Default: the best that runs here.")
-    ] = None,
-    attention: Annotated[
-        str | None,
-        typer.Option(
-            "--attention", help=f"Attention backend: {', '.join(backend_names())}. Default: by the engine."
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option("--device", help="cpu or cuda. Default: what the engine is made for."),
-    ] = None,
+    engine: Engine = None,
+    attention: Attention = None,
+    device: Device = None,
     ignore_eos: Annotated[
         bool, typer.Option("--ignore_eos", help="Go on after an end-of-sequence token.")
     ] = False,
-    threads: Annotated[
-        int | None, typer.Option("--threads", help="CPU threads. Default: the physical cores.")
-    ] = None,
+    threads: Threads = None,
     temperature: Annotated[
         float | None, typer.Option("--temperature", help="0 takes the likeliest token.")
     ] = None,
@@ -61,9 +51,7 @@ def run(
     answers: Annotated[int, typer.Option("--n", help="Answers to each prompt.")] = 1,
     chat: Annotated[bool, typer.Option("--chat", help="Talk, through the checkpoint's template.")] = False,
     system: Annotated[str | None, typer.Option("--system", help="System message, with --chat.")] = None,
-    deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="The same bits whatever else is in the batch; slower.")
-    ] = False,
+    deterministic: Deterministic = False,
     no_build: Annotated[
         bool, typer.Option("--no_build", help="Fail, with the reason, where the engine is not in the cache.")
     ] = False,
@@ -74,6 +62,8 @@ def run(
         raise RequestError("--chat reads from the terminal; it goes without --input, --json and --n")
     if system is not None and not chat:
         raise RequestError("--system needs --chat")
+    if max_new_tokens < 1:
+        raise RequestError(f"--max_new_tokens is {max_new_tokens}; it must be at least 1")
     texts = prompts or ["San Francisco is a"]
     params = SamplingParams(
         max_tokens=max_new_tokens,
@@ -94,7 +84,11 @@ def run(
         "allow_build": not no_build,
     }
     with _load(model, engine, **options) as llm:
+        if chat and not llm.model.chat.has_template:
+            raise RequestError(f"{model} has no chat template; leave --chat out, and give a text by --input")
         if chat:
+            with contextlib.suppress(ImportError):
+                importlib.import_module("readline")  # gives `input` a history and arrow keys
             Repl(llm, params, system=system).run()
             return
         began = time.perf_counter()

@@ -10,6 +10,7 @@ from cleave.kvcache.budget import pages_for
 from cleave.runtime.generation import Answer, Generation, Reader
 from cleave.runtime.model import Model
 from cleave.runtime.request import Prompt, SamplingParams
+from cleave.runtime.sampling_params import check_params
 
 
 class Intake:
@@ -39,8 +40,10 @@ class Intake:
             request_id = f"request-{next(self._requests)}"
         elif not isinstance(request_id, str) or not request_id:
             raise RequestError(f"request_id is {request_id!r}; it must be text, and not empty")
-        params = params or SamplingParams()
-        answers = [self._answer(index, prompt, params, priority) for index in range(params.n)]
+        params = SamplingParams() if params is None else check_params(params)
+        first = self._answer(0, prompt, params, priority)
+        tokens = first.sequence.prompt
+        answers = [first, *(self._answer(index, tokens, params, priority) for index in range(1, params.n))]
         self._check_room(answers)
         return Generation(request_id, prompt, answers, reader, held_back=self._held_back(answers))
 

@@ -2,61 +2,29 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from cleave.errors import RequestError
-from cleave.export.artifact import Progress
 from cleave.runtime.bar import GenerationBar
 from cleave.runtime.chat import Message
 from cleave.runtime.collector import Collector
-from cleave.runtime.engine_thread import EngineThread
-from cleave.runtime.generation import Generation
-from cleave.runtime.intake import Intake
-from cleave.runtime.mailbox import Mailbox
-from cleave.runtime.model import Model
-from cleave.runtime.model_options import ModelOptions
+from cleave.runtime.loaded import Loaded
 from cleave.runtime.request import Completion, Prompt, SamplingParams
-from cleave.runtime.stats import Stats
+from cleave.runtime.sampling_params import check_params
 from cleave.runtime.stream import Stream
 
 _Params = SamplingParams | Sequence[SamplingParams] | None
 
 
-class LLM:
+class LLM(Loaded):
     """A model that answers prompts. Any number of threads may use it, and any number live in a process.
 
     >>> with LLM("model_files/demo-artifact") as llm:
     ...     for completion in llm.generate(["San Francisco is a"], SamplingParams(max_tokens=32)):
     ...         print(completion.text)
     """
-
-    def __init__(
-        self,
-        artifact: str | Path,
-        engine: str | None = None,
-        *,
-        progress: Progress | None = None,
-        **options: Any,
-    ) -> None:
-        """Load the artifact in a folder. `options` are those of `ModelOptions`.
-
-        `progress` is called with what is done ("checking weights.safetensors", "building middle"), how much
-        of it, and how much there is. Raises ArtifactError, EngineError, CacheError, AttentionError or
-        MissingPackage.
-        """
-        self._model = Model(artifact, ModelOptions(engine=engine, **options), progress)
-        self._thread = EngineThread(self._model)
-        self._intake = Intake(self._model)
-        self._finalizer = weakref.finalize(self, shut_down, self._thread, self._model)
-
-    @property
-    def model(self) -> Model:
-        """The engine, attention server and tokenizer behind it."""
-        return self._model
 
     def generate(
         self,
@@ -93,7 +61,7 @@ class LLM:
 
     def check(self, prompt: Prompt, params: SamplingParams | None = None) -> None:
         """Raises RequestError where `generate` would refuse a prompt; nothing is run, and nothing held."""
-        self._intake.generation(prompt, params, Collector(1 if params is None else params.n))
+        self._intake.generation(prompt, params, Collector(1 if params is None else check_params(params).n))
 
     def stream(
         self,
@@ -107,12 +75,7 @@ class LLM:
 
         Raises RequestError at once if the prompt is not allowed or `request_id` is in use.
         """
-        mailbox = Mailbox(self._model.options.max_unread_tokens)
-        generation = self._intake.generation(
-            prompt, params, mailbox, request_id=request_id, priority=priority
-        )
-        self._thread.submit([generation])
-        return Stream(self._thread, generation, mailbox)
+        return Stream(self._thread, *self._submit(prompt, params, request_id, priority))
 
     def chat(
         self,
@@ -158,24 +121,9 @@ class LLM:
         """The tokens of a conversation, up to where the model's answer begins."""
         return self._model.chat_prompt(messages, tools, template_options)
 
-    def abort(self, request_id: str) -> None:
-        """Call a request off, which ends with the finish reason "abort".
-
-        Raises RequestError where no request of that name is under way.
-        """
-        self._thread.abort(request_id)
-
-    def stats(self) -> Stats:
-        """What is running and waiting, the pages, and counts since the model was loaded."""
-        return self._thread.stats()
-
     def wait_until_idle(self, timeout: float | None = None) -> bool:
         """Whether nothing is under way any more, after at most `timeout` seconds; None: however long."""
         return self._thread.wait_until_idle(timeout)
-
-    def close(self) -> None:
-        """Call off what runs, give back memory and threads; the LLM is not used afterwards."""
-        self._finalizer()
 
     def __enter__(self) -> LLM:
         return self
@@ -184,16 +132,6 @@ class LLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _discard(self, generations: Sequence[Generation]) -> None:
-        for generation in generations:
-            self._thread.discard(generation)
-
-
-def shut_down(engine_thread: EngineThread, model: Model) -> None:
-    """End the thread, then what it uses."""
-    engine_thread.close()
-    model.close()
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
@@ -216,6 +154,9 @@ def _is_token(item: object) -> bool:
 def _one_for_each(params: _Params, prompts: int) -> Sequence[SamplingParams | None]:
     if params is None or isinstance(params, SamplingParams):
         return [params] * prompts
+    given: Any = params
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        check_params(given)
     if len(params) != prompts:
         raise RequestError(f"there are {prompts} prompts and {len(params)} params; give one for each, or one")
-    return params
+    return [one if one is None else check_params(one) for one in params]

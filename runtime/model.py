@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,14 @@ from cleave.runtime.chat import Chat, Message
 from cleave.runtime.cuts import LEAST_ROWS
 from cleave.runtime.device_tokens import device_tokens
 from cleave.runtime.engine_cache.cache import EngineCache
-from cleave.runtime.engines.engine import Engine, best_engine_kind, create_engine, device_engine
+from cleave.runtime.engines.engine import (
+    Engine,
+    EngineOptions,
+    best_engine_kind,
+    create_engine,
+    device_engine,
+)
+from cleave.runtime.kept_kernels import kept_kernels
 from cleave.runtime.model_options import ModelOptions, engine_options
 from cleave.runtime.request import Prompt
 from cleave.runtime.sampling import checks
@@ -52,21 +60,30 @@ class Model:
         self.tokenizer = Tokenizer(artifact.tokenizer_file, manifest.vocab_size)
         self.eos_token_ids = artifact.eos_token_ids
         self.chat = Chat(artifact)
-        self.grammars = GrammarCompiler(self.tokenizer, self.eos_token_ids, threads=options.threads)
         self.sampling_defaults = SamplingDefaults.from_generation_config(artifact.generation_config)
         kind = options.engine or best_engine_kind(artifact)
         chosen = engine_options(kind, options, self.max_length)
-        rows = chosen.max_tokens
-        self.engine: Engine = create_engine(
-            kind,
-            artifact,
-            chosen,
-            cache=EngineCache(options.cache),
-            allow_build=options.allow_build,
-            progress=progress and _telling("building", progress),
-        )
-        for note in self.engine.notes:
-            _log.warning("%s", note)
+        cache = EngineCache(options.cache)
+        with kept_kernels(artifact, kind, cache), ExitStack() as made:
+            self.grammars = GrammarCompiler(self.tokenizer, self.eos_token_ids, threads=options.threads)
+            made.callback(self.grammars.close)
+            self.engine: Engine = create_engine(
+                kind,
+                artifact,
+                chosen,
+                cache=cache,
+                allow_build=options.allow_build,
+                progress=progress and _telling("building", progress),
+            )
+            made.callback(self.engine.close)
+            for note in self.engine.notes:
+                _log.warning("%s", note)
+            self._complete(artifact, chosen, made)
+            made.pop_all()
+
+    def _complete(self, artifact: Artifact, chosen: EngineOptions, made: ExitStack) -> None:
+        """Make what stands beside the engine; `made` closes what there is of it where this raises."""
+        manifest, options, rows = artifact.manifest, self.options, chosen.max_tokens
         self.device_tokens = device_tokens(self.engine, manifest.vocab_size, chosen)
         """What chooses tokens where the engine leaves logits on a device; None where the host does."""
         self.page_bytes = page_bytes(manifest.layer_specs, options.page_size, ITEM_BYTES[self.engine.dtype])
@@ -76,7 +93,7 @@ class Model:
         """Whether a token's bits depend on where its prompt was cut, and must not; see `fixed_cut`."""
         if self.has_fixed_cuts and rows <= LEAST_ROWS:
             raise EngineError(
-                f"max_tokens_per_step is {rows}; with deterministic it must be {LEAST_ROWS + 1}"
+                f"max_tokens_per_step is {rows}; with deterministic it must be at least {LEAST_ROWS + 1}"
             )
         self.attention = AttentionServer(
             manifest.layer_specs,
@@ -89,6 +106,7 @@ class Model:
                 backend, self.engine, artifact, options.threads, chosen.max_sequences, options.deterministic
             ),
         )
+        made.callback(self.attention.shutdown)
         self.max_tokens_per_step = rows
         on_device = device_engine(self.engine)
         if on_device is not None and on_device.batch_sizes:

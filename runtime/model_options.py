@@ -47,7 +47,8 @@ class ModelOptions:
     prefix_cache: bool = True
     """Keep full pages, and use them again for requests that begin alike."""
     ahead: bool = True
-    """On a GPU, start a step before the tokens of the one before it are known; see docs/gpu.md."""
+    """On a GPU, start a step before the tokens of the one before it are known; see docs/gpu.md. False: each
+    step waits for them. They are chosen on the GPU either way."""
     threads: int | None = None
     max_unread_tokens: int = 4096
     """Tokens that the reader of a stream may leave unread before its request is called off."""

@@ -108,6 +108,13 @@ class SamplingParams:
         return replace(self, **given) if given else self
 
 
+def check_params(params: object) -> SamplingParams:
+    """The same. Raises RequestError for what is no SamplingParams."""
+    if not isinstance(params, SamplingParams):
+        raise RequestError(f"params is of type {type(params).__name__}; give cleave.SamplingParams")
+    return params
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingDefaults:
     """What the checkpoint says of sampling, for parameters that a request does not give."""
@@ -151,7 +158,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "presence_penalty": lambda name, value: checks.number(name, value, *_PENALTY),
     "frequency_penalty": lambda name, value: checks.number(name, value, *_PENALTY),
     "seed": lambda name, value: checks.whole(name, value, *_SEED_RANGE),
-    "max_tokens": lambda name, value: checks.whole(name, value, 1, note=", or None for no limit"),
+    "max_tokens": lambda name, value: checks.whole(name, value, 1, note=", or left out for no limit"),
     "min_tokens": lambda name, value: checks.whole(name, value, 0),
     "stop": lambda name, value: checks.texts(name, value, most=MAX_STOP_STRINGS, longest=MAX_STOP_LENGTH),
     "stop_token_ids": checks.token_ids,

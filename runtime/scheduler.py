@@ -9,7 +9,7 @@ from cleave.runtime.cuts import fixed_cut
 from cleave.runtime.draft import Draft
 from cleave.runtime.ledger import Ledger
 from cleave.runtime.sequence import Sequence
-from cleave.runtime.step import ScheduledChunk, Step
+from cleave.runtime.step import Step
 
 
 class Scheduler(Ledger):
@@ -77,10 +77,9 @@ class Scheduler(Ledger):
             elif sequence.is_exhausted:
                 continue
             elif start % page_size:
-                draft.chunks[sequence.id] = ScheduledChunk(sequence, start, 1, True, sequence.residence)
+                draft.put(sequence, 1)
             else:
                 lacking.append(sequence)
-        draft.budget -= len(draft.chunks)
         draft.outstanding += len(lacking)
         for sequence in lacking:
             while sequence.status == "running" and not draft.room:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cleave.runtime.scheduler import Scheduler
-from cleave.runtime.sequence import Sequence
 from cleave.runtime.step import Step, StepOutcome
 from cleave.runtime.stepper import Launch, Stepper
 
@@ -21,8 +20,6 @@ class EndedStep:
 
     step: Step
     outcome: StepOutcome
-    ended: list[Sequence]
-    """Sequences that ended with it."""
     began: float
     """When it was first thought of, or the step before it ended, on the clock of `time.monotonic`."""
 
@@ -98,17 +95,17 @@ class StepLoop:
         try:
             self._stepper.fetch(launch, outcome)
         finally:
-            ended = self._scheduler.commit(outcome)
-        return self._ended(launch.step, outcome, ended, began)
+            self._scheduler.commit(outcome)
+        return self._ended(launch.step, outcome, began)
 
     def _run(self, step: Step, began: float) -> EndedStep:
         outcome = StepOutcome()
         try:
             self._stepper.run(step, outcome)
         finally:
-            ended = self._scheduler.commit(outcome)
-        return self._ended(step, outcome, ended, began)
+            self._scheduler.commit(outcome)
+        return self._ended(step, outcome, began)
 
-    def _ended(self, step: Step, outcome: StepOutcome, ended: list[Sequence], began: float) -> EndedStep:
+    def _ended(self, step: Step, outcome: StepOutcome, began: float) -> EndedStep:
         began, self._last_end = max(began, self._last_end), time.monotonic()
-        return EndedStep(step, outcome, ended, began)
+        return EndedStep(step, outcome, began)

@@ -68,7 +68,8 @@ class Stepper:
         """Start a step, and commit it to the attention server, without waiting for the device.
 
         Tokens that are in flight are those of `before`, the step that was launched last. Whatever is
-        raised, nothing was launched and the KV cache is as before.
+        raised, the KV cache holds what it held before: what the device has been told to do by then writes
+        only into pages that nothing reads before they are written anew.
         """
         if self._on_device is None or self._tokens is None:
             raise RuntimeError("this stepper launches no steps")

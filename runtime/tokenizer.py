@@ -77,7 +77,10 @@ class Tokenizer:
     def check(self, token_ids: Sequence[int]) -> tuple[int, ...]:
         """The ids as a tuple of int. Raises RequestError for one that the vocabulary does not have."""
         checked = tuple(token_ids)
-        if not set(map(type, checked)) <= {int}:
+        types = set(map(type, checked))
+        if types == {str}:
+            raise RequestError("one prompt is wanted here, and not a list of texts; ask for each by itself")
+        if not types <= {int}:
             checked = tuple(map(_integer, checked))
         if checked and not 0 <= min(checked) <= max(checked) < self._vocab_size:
             token = next(token for token in checked if not 0 <= token < self._vocab_size)

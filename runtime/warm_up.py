@@ -16,14 +16,17 @@ _FIRST = -1
 def warm_up(engine: DeviceEngine, attention: AttentionServer) -> None:
     """Run a prefill step and a decode step of every batch size, and undo them.
 
-    The largest batch comes first, since smaller ones then fit into its memory. Sizes that the KV cache has
-    no pages for are left out: no request reaches them.
+    The largest batch comes first, since smaller ones then fit into its memory. A size that there are not
+    pages enough for is run with as many sequences as have one; only sizes that no step is padded to, since
+    a smaller one holds all of those, are left out.
     """
     shape = attention.shape
     _run(engine, attention, [min(shape.max_tokens, shape.max_position, shape.num_pages * shape.page_size)])
-    for size in sorted(engine.batch_sizes, reverse=True):
-        if size <= min(shape.max_tokens, shape.num_pages):
-            _run(engine, attention, [1] * size)
+    most = min(shape.max_tokens, shape.num_pages)
+    sizes = sorted(engine.batch_sizes)
+    for smaller, size in reversed(list(zip([0, *sizes], sizes, strict=False))):
+        if smaller < most:
+            _run(engine, attention, [1] * min(size, most))
 
 
 def _run(engine: DeviceEngine, attention: AttentionServer, counts: list[int]) -> None:

@@ -8,6 +8,7 @@ which it only ever appends, as of API version 17 (ONNX Runtime 1.17).
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable
 from ctypes import CFUNCTYPE, POINTER, c_char_p, c_int, c_size_t, c_uint32, c_void_p, cast
 from typing import Any
@@ -19,11 +20,12 @@ from cleave.errors import EngineError
 
 _API = 17
 _CREATE_DOMAIN, _ADD_TO_DOMAIN, _ADD_DOMAIN, _RELEASE_DOMAIN, _PARALLEL_FOR = 26, 27, 28, 101, 274
-_INT64 = 7
+_FLOAT, _INT64 = 1, 7
 _ENTRY = "RegisterCustomOps"
 
 DOMAIN, OPERATOR = "cleave.callback", "Callback"
-"""The operator: one int64 tensor in, which is not read, and one out, which is not written."""
+"""The operator: float32 tensors in, which are not read, and an int64 one out, which is not written. It runs
+after whatever computes its inputs."""
 
 
 class _Operator(ctypes.Structure):
@@ -44,35 +46,44 @@ class _Operator(ctypes.Structure):
 
 
 class Callback:
-    """The operator, registered with session options.
+    """The operator, to be registered with the options of sessions.
 
     `compute` is the address of a C function `OrtStatus *(int64 argument, OrtKernelContext *)`, called in each
     run with `argument`; `destroy` that of a function `void (int64 argument)`, called with the session's end.
-    Keep this object for as long as a session has the operator.
+    Keep this object for as long as a session has the operator. `inputs` is how many it has.
     """
 
     parallel_for: int
     """The address of KernelContext_ParallelFor: `OrtStatus *(context, function, total, batches, data)`, which
     calls `void function(data, size_t index)` for every index below `total`, in the session's pool."""
 
-    def __init__(self, options: ort.SessionOptions, compute: int, destroy: int, argument: int) -> None:
-        """Raises EngineError where ONNX Runtime does not take it, OSError where no library can be made."""
+    def __init__(self, compute: int, destroy: int, argument: int, *, inputs: int = 1) -> None:
+        """Nothing is registered yet."""
         self._argument = argument
         self._kept: list[Any] = []
-        self._operator = self._make(compute, destroy)
+        self._operator = self._make(compute, destroy, inputs)
         self._domain = c_void_p()
         self._table: Any = None
-        self._failure: str | None = "RegisterCustomOps was not called"
-        entry = CFUNCTYPE(c_void_p, c_void_p, c_void_p)(self._register)
-        trampoline = Trampoline(_ENTRY, cast(entry, c_void_p).value or 0)
-        try:
-            options.register_custom_ops_library(trampoline.path)
-        except Exception as error:  # its errors have no public base
-            self._failure = str(error)
-        finally:
-            trampoline.close()
-        if self._failure is not None:
-            raise EngineError(f"ONNX Runtime {ort.__version__} did not take an operator: {self._failure}")
+        self._failure: str | None = None
+        self._registering = threading.Lock()
+        self._entry = CFUNCTYPE(c_void_p, c_void_p, c_void_p)(self._register)
+
+    def register(self, options: ort.SessionOptions) -> None:
+        """Let a session with these options have the operator.
+
+        Raises EngineError where ONNX Runtime does not take it, OSError where no library can be made.
+        """
+        with self._registering:
+            self._failure = "RegisterCustomOps was not called"
+            trampoline = Trampoline(_ENTRY, cast(self._entry, c_void_p).value or 0)
+            try:
+                options.register_custom_ops_library(trampoline.path)
+            except Exception as error:  # its errors have no public base
+                self._failure = str(error)
+            finally:
+                trampoline.close()
+            if self._failure is not None:
+                raise EngineError(f"ONNX Runtime {ort.__version__} did not take an operator: {self._failure}")
 
     def close(self) -> None:
         """Release the operator, after the sessions that have it."""
@@ -80,16 +91,16 @@ class Callback:
             CFUNCTYPE(None, c_void_p)(self._table[_RELEASE_DOMAIN])(self._domain)
             self._domain = c_void_p()
 
-    def _make(self, compute: int, destroy: int) -> _Operator:
+    def _make(self, compute: int, destroy: int, inputs: int) -> _Operator:
         name = ctypes.create_string_buffer(OPERATOR.encode())
         self._kept.append(name)
         operator = _Operator(version=_API, compute_2=compute, destroy=destroy)
         operator.name = self._function(lambda _: ctypes.addressof(name), c_void_p, c_void_p)
         operator.provider = self._function(lambda _: None, c_void_p, c_void_p)
-        for field in ("input_type", "output_type"):
-            setattr(operator, field, self._function(lambda _, index: _INT64, c_int, c_void_p, c_size_t))
-        for field in ("input_count", "output_count"):
-            setattr(operator, field, self._function(lambda _: 1, c_size_t, c_void_p))
+        operator.input_type = self._function(lambda _, index: _FLOAT, c_int, c_void_p, c_size_t)
+        operator.output_type = self._function(lambda _, index: _INT64, c_int, c_void_p, c_size_t)
+        operator.input_count = self._function(lambda _: inputs, c_size_t, c_void_p)
+        operator.output_count = self._function(lambda _: 1, c_size_t, c_void_p)
         for field in ("input_characteristic", "output_characteristic", "input_memory"):
             setattr(operator, field, self._function(lambda _, index: 0, c_int, c_void_p, c_size_t))
         for field in ("least_inputs", "same_inputs", "least_outputs", "same_outputs", "start_version"):
@@ -118,11 +129,13 @@ class Callback:
             self._table = cast(api, POINTER(c_void_p))
             create = CFUNCTYPE(c_void_p, c_char_p, c_void_p)(self._table[_CREATE_DOMAIN])
             add = CFUNCTYPE(c_void_p, c_void_p, c_void_p)
-            statuses = (
-                create(DOMAIN.encode(), ctypes.byref(self._domain)),
-                add(self._table[_ADD_TO_DOMAIN])(self._domain, ctypes.byref(self._operator)),
-                add(self._table[_ADD_DOMAIN])(options, self._domain),
-            )
+            statuses = []
+            if not self._domain:
+                statuses += [
+                    create(DOMAIN.encode(), ctypes.byref(self._domain)),
+                    add(self._table[_ADD_TO_DOMAIN])(self._domain, ctypes.byref(self._operator)),
+                ]
+            statuses.append(add(self._table[_ADD_DOMAIN])(options, self._domain))
             if any(statuses):
                 raise EngineError("it refuses the operator or its domain")
             self.parallel_for = self._table[_PARALLEL_FOR]

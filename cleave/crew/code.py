@@ -33,9 +33,19 @@ PARALLEL_FOR, HELP = 5, 6
 RUNNING = 8
 """Parts that have not ended yet."""
 
+JOB = 3
+"""Words that say what a job is: function, block, parts."""
+
+# Words of a series of jobs; see `cleave.crew.series`.
+NEXT, ENTRIES, ENTRY_JOBS, THREADS = range(4)
+"""The address of the next entry, how many are left, jobs of an entry, and threads that may take part."""
+
 # Words of each thread.
 ASLEEP, SEMAPHORE = 9, 16
 """Whether it sleeps or is about to; a sem_t, for which there are 16 words."""
+
+SERIES = WORDS
+"""Words before those of the threads, where jobs run in series."""
 
 _LINE = 64
 _CALLER = 0
@@ -177,13 +187,40 @@ def _compile(source_digest: int) -> tuple[Any, ...]:
             load(words, PARALLEL_FOR), context, load(words, HELP), load(words, HELPERS) + 1, 0, address
         )
 
+    @callback("int64(int64, int64)")
+    def run_entry(address: Any, context: Any) -> Any:
+        """Run the next entry of the series at `address`, if one is left, as `borrow` does a job."""
+        _ = source_digest
+        series = numba.carray(int64_at(address), (SERIES,))
+        if series[ENTRIES] == 0:
+            return 0
+        at = address + SERIES * series.itemsize
+        words = numba.carray(int64_at(at), (WORDS,))
+        jobs = numba.carray(int64_at(series[NEXT]), (series[ENTRY_JOBS], JOB))
+        series[NEXT] += series[ENTRY_JOBS] * JOB * series.itemsize
+        series[ENTRIES] -= 1
+        for job in range(len(jobs)):
+            function, block, parts = jobs[job, 0], jobs[job, 1], jobs[job, 2]
+            helpers = min(parts, series[THREADS]) - 1
+            if parts > 0:
+                _publish(words, function, block, parts, helpers)
+            if helpers > 0:
+                status = call_with_five(
+                    load(words, PARALLEL_FOR), context, load(words, HELP), helpers + 1, 0, at
+                )
+                if status != 0:
+                    return status
+            elif parts > 0:
+                _work(words, _CALLER)
+        return 0
+
     @callback("void(int64)")
     def forget(address: Any) -> None:
         """Nothing: the words are not this function's to free."""
 
-    return publish, work, share, serve, stop, help_out, borrow, forget
+    return publish, work, share, serve, stop, help_out, borrow, run_entry, forget
 
 
-publish, work, share, serve, stop, help_out, borrow, forget = _compile(
+publish, work, share, serve, stop, help_out, borrow, run_entry, forget = _compile(
     sources_digest(cleave.addresses, cleave.atomics, sys.modules[__name__])
 )

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 
 from cleave.crew.crew import Crew, make_crew
 from cleave.errors import AttentionError
-from cleave.kvcache.backend import CacheShape
+from cleave.kvcache.backend import CacheShape, LayerJobs
 from cleave.kvcache.backends import cpu_kernel
 from cleave.kvcache.backends.cpu_tiles import VECTORS
 from cleave.kvcache.backends.cpu_work import Work, cut
@@ -21,10 +20,12 @@ from cleave.kvcache.rope import rope_tables
 from cleave.kvcache.spec import AttentionSpec, RopeSpec
 from cleave.kvcache.step import StepPlan
 from cleave.lanes import LANES
+from cleave.threads import physical_cores
 
 Float32 = npt.NDArray[np.float32]
 
 _UNLIMITED = 1 << 40
+_PARTS = 2
 _log = logging.getLogger("cleave")
 
 
@@ -46,6 +47,8 @@ class _Kind:
     """Layers of one shape, for which a step is cut in the same way."""
 
     spec: AttentionSpec
+    layers: npt.NDArray[np.int64]
+    """Which layers they are."""
     step: npt.NDArray[Any]
     """[1] of cpu_kernel.STEP: that of the planned step."""
 
@@ -65,32 +68,53 @@ class CpuBackend:
                 f"page_size is {shape.page_size}; the cpu attention backend needs a multiple of {LANES}"
             )
         if threads is None:
-            threads = psutil.cpu_count(logical=False) or 1
+            threads = physical_cores()
         if threads <= 0:
             raise AttentionError(f"threads is {threads}; it must be positive, or None for all physical cores")
         self._threads = threads
-        kinds = {_shape_of(spec): spec for spec in shape.specs}
-        self._kinds = {key: _Kind(spec, np.zeros(1, cpu_kernel.STEP)) for key, spec in kinds.items()}
+        self._kind_of = [_shape_of(spec) for spec in shape.specs]
+        self._kinds = {
+            key: _Kind(
+                shape.specs[self._kind_of.index(key)],
+                np.flatnonzero([kind == key for kind in self._kind_of]),
+                np.zeros(1, cpu_kernel.STEP),
+            )
+            for key in dict.fromkeys(self._kind_of)
+        }
         floats = max(cpu_kernel.scratch_floats(spec.head_dim) for spec in shape.specs)
         self._scratch = _aligned(threads * floats), np.zeros(threads * cpu_kernel.LOOK_UP, np.int64)
         tables = {spec.rope: _tables(spec.rope, shape.max_position) for spec in shape.specs}
+        self._records = np.zeros(len(shape.specs), cpu_kernel.LAYER)
         self._layers = [
-            _layer(shape, spec, self._kinds[_shape_of(spec)].step, tables[spec.rope], self._scratch)
-            for spec in shape.specs
+            _layer(shape, spec, self._kinds[_shape_of(spec)].step, tables[spec.rope], self._scratch, record)
+            for spec, record in zip(shape.specs, np.split(self._records, len(shape.specs)), strict=True)
         ]
+        self._jobs = np.array(
+            [
+                [
+                    (cpu_kernel.append.address, layer.address, 0),
+                    (cpu_kernel.attend.address, layer.address, 0),
+                ]
+                for layer in self._layers
+            ],
+            np.int64,
+        )
+        """See `LayerJobs.entries`: those of the planned step."""
         self._crew: Crew = make_crew(threads, "cleave-attention")
         _log.info("attention on %d threads, %s, with %s", threads, self._crew.means, VECTORS)
         self._work: list[Work] = []
 
     def plan(self, step: StepPlan) -> None:
         """Cut the step into items, and the items into parts of about equal cost, for each kind of layer."""
+        self._work = []
         work = {
             key: cut(step, kind.spec, cpu_kernel.TILE, self._crew.threads)
             for key, kind in self._kinds.items()
         }
         for key, kind in self._kinds.items():
             _write_step(kind.step, work[key])
-        self._work = [work[_shape_of(layer.spec)] for layer in self._layers]
+            self._jobs[kind.layers, :, _PARTS] = work[key].append_parts, work[key].parts
+        self._work = [work[key] for key in self._kind_of]
 
     def run(self, layer: int, q: Any, k: Any, v: Any, out: Any) -> None:
         """One layer of the planned step; arrays are C-contiguous, writeable float32 numpy arrays.
@@ -112,6 +136,23 @@ class CpuBackend:
         if work.append_parts > 1:
             self._crew.run(cpu_kernel.append.address, own.address, work.append_parts)
         self._crew.run(cpu_kernel.attend.address, own.address, work.parts)
+
+    def jobs(self, q: Any, k: Any, v: Any, out: Any) -> LayerJobs:
+        """See `AttentionServer.jobs`; raises AttentionError as `run` does."""
+        if not self._work:
+            raise AttentionError("no step is planned; call plan(step) before jobs(q, k, v, out)")
+        try:
+            fits = cpu_kernel.place(q, k, v, out, self._layers[0].address, len(self._layers))
+        except TypeError:
+            self._explain_all(q, k, v, out)
+            raise
+        if not fits:
+            self._explain_all(q, k, v, out)
+        return LayerJobs(self._jobs, self._threads)
+
+    def _explain_all(self, q: Any, k: Any, v: Any, out: Any) -> None:
+        for kind in self._kinds.values():
+            _explain(q, k, v, out, self._work[0].rows, kind.spec)
 
     def close(self) -> None:
         """Give the pages back and end the threads."""
@@ -145,13 +186,13 @@ def _layer(
     step: npt.NDArray[Any],
     tables: tuple[Float32, Float32],
     scratch: tuple[npt.NDArray[Any], npt.NDArray[Any]],
+    record: npt.NDArray[Any],
 ) -> _Layer:
     """Scores leave the kernel in base 2, so log2(e) is part of the scale; with a softcap, of the cap."""
     tokens = shape.num_pages * shape.page_size * spec.kv_heads
     keys = _aligned(tokens * spec.head_dim)
     values = _aligned(tokens * cpu_kernel.padded(spec.head_dim))
     to_base_2 = math.log2(math.e)
-    record = np.zeros(1, cpu_kernel.LAYER)
     fields: dict[str, float] = {
         "keys": keys.ctypes.data,
         "values": values.ctypes.data,
@@ -177,12 +218,10 @@ def _layer(
 
 
 def _write_step(record: npt.NDArray[Any], work: Work) -> None:
-    """Say where the arrays of a planned step are, and how large."""
-    for name, array in work.arrays.items():
-        record[name] = array.__array_interface__["data"][0]
+    """Say where the arrays of a planned step are, and how large: all fields at once, in their order."""
+    places = [array.__array_interface__["data"][0] for array in work.arrays.values()]
     chunks, pages = work.arrays["page_table"].shape
-    record["rows"], record["chunks"], record["pages"] = work.rows, chunks, pages
-    record["count"], record["append_parts"] = len(work.arrays["items"]), work.append_parts
+    record[0] = (*places, work.rows, chunks, pages, len(work.arrays["items"]), work.append_parts)
 
 
 def _tables(rope: RopeSpec | None, max_position: int) -> tuple[Float32, Float32]:

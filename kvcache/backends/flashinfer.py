@@ -18,7 +18,13 @@ from cleave.kvcache.step import StepPlan
 try:
     import torch
 
-    from cleave.kvcache.backends.device_tensors import check_tensors
+    from cleave.kvcache.backends.device_tensors import (
+        check_chunks,
+        check_tensors,
+        checked_dtype,
+        checked_sequences,
+        no_room,
+    )
     from cleave.kvcache.backends.triton_buffer import Sections, StepBuffer, aligned
     from cleave.kvcache.backends.triton_device import resources, usable
     from cleave.kvcache.backends.triton_layer import Layer, full_tables, make_layer
@@ -32,7 +38,7 @@ except ImportError:
 
 Tensor = torch.Tensor
 Int64 = npt.NDArray[np.int64]
-_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+_DTYPES = ("float16", "bfloat16")
 _HEAD_DIMS = (64, 128, 256)
 _WORKSPACE = 256 << 20
 """Bytes in which programs that share a row leave their sums."""
@@ -72,8 +78,7 @@ class FlashInferBackend:
         Raises AttentionError where there is no GPU of compute capability 8.0 or higher, for a dtype or a
         head_dim that FlashInfer lacks, for `deterministic`, or where the cache does not fit.
         """
-        if dtype not in _DTYPES:
-            raise AttentionError(f"dtype {dtype!r} is not supported; there are: {', '.join(_DTYPES)}")
+        self._dtype = checked_dtype(dtype, _DTYPES)
         if deterministic:
             raise AttentionError(
                 "the flashinfer attention backend cannot be deterministic: take attention 'triton'"
@@ -84,25 +89,15 @@ class FlashInferBackend:
                     f"head_dim {spec.head_dim} is not among those of FlashInfer, "
                     f"{', '.join(map(str, _HEAD_DIMS))}: take attention 'triton'"
                 )
-        if max_sequences is None:
-            max_sequences = min(shape.max_tokens, 512)
-        if not 0 < max_sequences <= shape.max_tokens:
-            raise AttentionError(
-                f"max_sequences is {max_sequences}; it must be between 1 and max_tokens, {shape.max_tokens}"
-            )
+        self._max_sequences = checked_sequences(max_sequences, shape)
         self._device = usable(device, "flashinfer")
-        self._dtype = _DTYPES[dtype]
         self._shape = shape
-        self._max_sequences = max_sequences
         self._layers: list[Layer] = []
         self._plans: list[Plans] = []
         try:
             self._allocate()
         except torch.OutOfMemoryError:
-            raise AttentionError(
-                f"the GPU has no room for {shape.num_pages} KV pages of {len(shape.specs)} layers in "
-                f"{dtype}; lower num_pages (kv_cache_bytes)"
-            ) from None
+            raise no_room(shape, dtype) from None
         self._step: _Step | None = None
 
     @property
@@ -115,10 +110,8 @@ class FlashInferBackend:
 
         Raises AttentionError for more chunks than max_sequences.
         """
-        if step.chunks > self._max_sequences:
-            raise AttentionError(
-                f"the step has {step.chunks} chunks; max_sequences allows {self._max_sequences}: split it"
-            )
+        self._step = None
+        check_chunks(step, self._max_sequences)
         counts = np.diff(step.offsets)
         is_decode = bool((counts == 1).all())
         padded = self._padded(step.chunks) if is_decode else None

@@ -47,8 +47,9 @@ class OnnxBackend:
     ) -> None:
         """Load the (prefill, decode) graphs of every layer; layers with equal graphs share sessions.
 
-        `threads` is for each session; None leaves it to ONNX Runtime. Raises AttentionError where a
-        graph cannot be loaded, is not a batchless graph, or is not the one for its layer's spec.
+        `threads` is for each session, where the process has no pool for all of them; None: one for each
+        physical core. Raises AttentionError where a graph cannot be loaded, is not a batchless graph, or is
+        not the one for its layer's spec.
         """
         specs = check_specs(shape.specs)
         if len(graphs) != len(specs):
@@ -57,7 +58,7 @@ class OnnxBackend:
                 "give one pair for each layer, the same pair again where specs are equal"
             )
         if threads is not None and threads <= 0:
-            raise AttentionError(f"threads is {threads}; it must be positive, or None for the default")
+            raise AttentionError(f"threads is {threads}; it must be positive, or None for all physical cores")
         sessions = _Sessions(threads)
         num_slots = shape.num_pages * shape.page_size
         self._page_size = shape.page_size
@@ -73,6 +74,7 @@ class OnnxBackend:
 
     def plan(self, step: StepPlan) -> None:
         """Find the slots of every run's context, once for each distinct window."""
+        self._step = None
         self._runs = {window: _runs(step, window, self._page_size) for window in self._windows}
         self._step = step
 

@@ -17,7 +17,13 @@ from cleave.kvcache.step import StepPlan
 try:
     import torch
 
-    from cleave.kvcache.backends.device_tensors import check_tensors
+    from cleave.kvcache.backends.device_tensors import (
+        check_chunks,
+        check_tensors,
+        checked_dtype,
+        checked_sequences,
+        no_room,
+    )
     from cleave.kvcache.backends.triton_buffer import Sections, StepBuffer, aligned
     from cleave.kvcache.backends.triton_decode import decode_kernel
     from cleave.kvcache.backends.triton_device import resources, usable
@@ -27,7 +33,7 @@ except ImportError as error:
     raise MissingPackage(error.name or "triton", "gpu", "the triton attention backend") from None
 
 Tensor = torch.Tensor
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,28 +83,17 @@ class TritonBackend:
         Raises AttentionError where there is no GPU of compute capability 8.0 or higher, for a dtype that
         is not supported, or where the cache does not fit.
         """
-        if dtype not in _DTYPES:
-            raise AttentionError(f"dtype {dtype!r} is not supported; there are: {', '.join(_DTYPES)}")
-        if max_sequences is None:
-            max_sequences = min(shape.max_tokens, 512)
-        if not 0 < max_sequences <= shape.max_tokens:
-            raise AttentionError(
-                f"max_sequences is {max_sequences}; it must be between 1 and max_tokens, {shape.max_tokens}"
-            )
+        self._dtype = checked_dtype(dtype, _DTYPES)
+        self._max_sequences = checked_sequences(max_sequences, shape)
         self._device = usable(device)
-        self._dtype = _DTYPES[dtype]
         self._layers: list[Layer] = []
         self._shape = shape
-        self._max_sequences = max_sequences
         self._deterministic = deterministic
         self._kinds, kind_of_layer, tunings = self._divide()
         try:
             self._allocate(kind_of_layer, tunings)
         except torch.OutOfMemoryError:
-            raise AttentionError(
-                f"the GPU has no room for {shape.num_pages} KV pages of {len(shape.specs)} layers in "
-                f"{dtype}; lower num_pages (kv_cache_bytes)"
-            ) from None
+            raise no_room(shape, dtype) from None
         self._step: _Step | None = None
 
     @property
@@ -113,10 +108,8 @@ class TritonBackend:
 
         Raises AttentionError for more chunks than max_sequences.
         """
-        if step.chunks > self._max_sequences:
-            raise AttentionError(
-                f"the step has {step.chunks} chunks; max_sequences allows {self._max_sequences}: split it"
-            )
+        self._step = None
+        check_chunks(step, self._max_sequences)
         counts = np.diff(step.offsets)
         is_decoded = counts == 1
         is_decode = bool(is_decoded.all())

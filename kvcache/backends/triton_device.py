@@ -1,4 +1,4 @@
-"""The device that the attention backend `triton` runs on, and what it has."""
+"""The device that the attention backends for GPUs run on, and what it has."""
 
 from __future__ import annotations
 

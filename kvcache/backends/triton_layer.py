@@ -1,4 +1,4 @@
-"""One layer of the attention backend `triton`: its pages, and what its kernels are compiled for."""
+"""One layer of an attention backend for GPUs: its pages, and what its kernels are compiled for."""
 
 from __future__ import annotations
 

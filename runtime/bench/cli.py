@@ -21,19 +21,12 @@ from cleave.runtime.bench.latency import Progress as Report
 from cleave.runtime.bench.machine import record
 from cleave.runtime.bench.plot import check_plot, save_plot
 from cleave.runtime.bench.ranges import Range, numbers
+from cleave.runtime.cli_options import ArtifactFolder, Attention, Device, Engine, Threads
 
 bench = typer.Typer(
     help="How fast, and how far from what the machine can do.", no_args_is_help=True, add_completion=False
 )
 
-_Artifact = Annotated[Path, typer.Argument(help="Folder of the artifact.")]
-_Engine = Annotated[
-    str | None, typer.Option("--engine", help="Engine kind. Default: the best that runs here.")
-]
-_Attention = Annotated[
-    str | None, typer.Option("--attention", help="Attention backend. Default: by the engine.")
-]
-_Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads. Default: the physical cores.")]
 _Json = Annotated[
     Path | None, typer.Option("--json", help="Write figures, machine and versions to this file.")
 ]
@@ -42,14 +35,15 @@ _Plot = Annotated[Path | None, typer.Option("--plot", help="Draw to this file, .
 
 @bench.command()
 def latency(
-    artifact: _Artifact,
+    artifact: ArtifactFolder,
     batch: Annotated[str, typer.Option("--batch", help="Batch sizes, by commas.")] = "1,2,4,8,16,32",
     prompt: Annotated[int, typer.Option("--prompt", help="Tokens of each prompt.")] = 512,
     output: Annotated[int, typer.Option("--output", help="Tokens generated for each.")] = 64,
     repetitions: Annotated[int, typer.Option("--repetitions", help="Runs, after one warm-up.")] = 5,
-    engine: _Engine = None,
-    attention: _Attention = None,
-    threads: _Threads = None,
+    engine: Engine = None,
+    attention: Attention = None,
+    device: Device = None,
+    threads: Threads = None,
     json_file: _Json = None,
     plot: _Plot = None,
 ) -> None:
@@ -63,6 +57,7 @@ def latency(
         repetitions=repetitions,
         engine=engine,
         attention=attention,
+        device=device,
         threads=threads,
     )
     with _bar() as report:
@@ -72,10 +67,11 @@ def latency(
 
 @bench.command()
 def kvrun(
-    artifact: _Artifact,
-    engine: _Engine = None,
-    attention: _Attention = None,
-    threads: _Threads = None,
+    artifact: ArtifactFolder,
+    engine: Engine = None,
+    attention: Attention = None,
+    device: Device = None,
+    threads: Threads = None,
     json_file: _Json = None,
     plot: _Plot = None,
 ) -> None:
@@ -84,13 +80,13 @@ def kvrun(
 
     check_outputs(json_file, plot)
     with _bar() as report:
-        figures = run_kvrun(artifact, engine, attention, threads, report)
+        figures = run_kvrun(artifact, engine, attention, device, threads, report)
     _show(tables.kvrun_table(figures), figures, json_file, plot)
 
 
 @bench.command()
 def throughput(
-    artifact: _Artifact,
+    artifact: ArtifactFolder,
     requests: Annotated[int, typer.Option("--requests", help="How many, all at once.")] = 256,
     prompt: Annotated[str, typer.Option("--prompt", help="Tokens of a prompt, N or LOW:HIGH.")] = "100:1024",
     output: Annotated[str, typer.Option("--output", help="Tokens to generate, N or LOW:HIGH.")] = "100:1024",
@@ -104,9 +100,10 @@ def throughput(
     kv_cache_bytes: Annotated[
         int | None, typer.Option("--kv_cache_bytes", help="Memory of the KV cache. Default: what fits.")
     ] = None,
-    engine: _Engine = None,
-    attention: _Attention = None,
-    threads: _Threads = None,
+    engine: Engine = None,
+    attention: Attention = None,
+    device: Device = None,
+    threads: Threads = None,
     json_file: _Json = None,
     plot: _Plot = None,
 ) -> None:
@@ -124,6 +121,7 @@ def throughput(
             shared_prefix,
             engine,
             attention,
+            device,
             threads,
             max_sequences,
             kv_cache_bytes,
@@ -220,7 +218,9 @@ def _bar() -> Iterator[Report]:
     """A bar of the repetitions on stderr."""
     columns = (TextColumn("repetition"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     console = Console(stderr=True)
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+    quiet = not console.is_terminal  # a log would get an empty line
+    bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=quiet)
+    with bar as progress:
         task = progress.add_task("", total=None)
 
         def report(done: int, total: int) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cleave.export.artifact import Artifact
-from cleave.export.manifest import Manifest
+from cleave.export.manifest import LM_HEAD, Manifest
 from cleave.kvcache.spec import AttentionSpec
 from cleave.kvcache.step import Chunk
 
@@ -72,7 +72,7 @@ class ModelShape:
         quantization = manifest.quantization
         tensors = quantization.tensors if quantization else ()
         stored = set(quantization.stored_names) if quantization else set()
-        apart = {manifest.embedding, "lm_head.weight"}
+        apart = {manifest.embedding, LM_HEAD}
         sizes = {
             name: tensor.shape
             for name, tensor in artifact.tensors.items()

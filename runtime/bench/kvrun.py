@@ -22,6 +22,7 @@ def run_kvrun(
     artifact: Path,
     engine: str | None,
     attention: str | None,
+    device: str | None,
     threads: int | None,
     progress: Progress = lambda done, total: None,
     repetitions: int = REPETITIONS,
@@ -36,6 +37,7 @@ def run_kvrun(
         warm_ups=1,
         engine=engine,
         attention=attention,
+        device=device,
         threads=threads,
     )
     measurement = measure(request, progress)

@@ -14,10 +14,11 @@ from cleave.errors import BenchError
 from cleave.export.artifact import Artifact
 from cleave.kvcache.memory_plan import ITEM_BYTES
 from cleave.runtime.bench.counts import ModelShape, total
-from cleave.runtime.bench.fit import PAGE_SIZE, kv_bytes_for
-from cleave.runtime.bench.limits import CpuProbe, Limits, last_level_cache
+from cleave.runtime.bench.fit import PAGE_SIZE, Memory, kv_bytes_for
+from cleave.runtime.bench.limits import Limits
 from cleave.runtime.bench.lockstep import Lockstep, decode_steps, ending_rows, prefill_steps
 from cleave.runtime.bench.phase import Phase, Run, middle_limits
+from cleave.runtime.bench.probe import Probe, make_probe, products_in
 from cleave.runtime.bench.quiet import OthersWatch
 from cleave.runtime.model import Model
 from cleave.runtime.model_options import ModelOptions
@@ -38,6 +39,7 @@ class LatencyRequest:
     warm_ups: int = 1
     engine: str | None = None
     attention: str | None = None
+    device: str | None = None
     threads: int | None = None
     max_tokens_per_step: int = 512
 
@@ -76,12 +78,14 @@ def measure(request: LatencyRequest, progress: Progress = lambda done, total: No
     """
     artifact = Artifact.open(request.artifact)
     most = max(request.batches)
-    kv_bytes = kv_bytes_for(artifact, most, request.prompt, request.output)
+    memory = Memory.of(request.engine, request.device, artifact)
+    kv_bytes = kv_bytes_for(artifact, most, request.prompt, request.output, memory)
     model = Model(
         request.artifact,
         ModelOptions(
             engine=request.engine,
             attention=request.attention,
+            device=request.device,
             max_model_len=request.prompt + request.output,
             kv_cache_bytes=kv_bytes,
             max_tokens_per_step=max(request.max_tokens_per_step, most),
@@ -91,8 +95,9 @@ def measure(request: LatencyRequest, progress: Progress = lambda done, total: No
             verify=False,
         ),
     )
-    probe = CpuProbe(request.threads)
+    probe: Probe | None = None
     try:
+        probe = make_probe(model.engine, request.threads)
         phases = {batch: _phases(artifact, model, request, batch) for batch in request.batches}
         limits = []
         repetitions = request.warm_ups + request.repetitions
@@ -107,16 +112,17 @@ def measure(request: LatencyRequest, progress: Progress = lambda done, total: No
                         phase.runs.append(run)
             progress(repetition + 1, repetitions)
         return Measurement(
-            model_figures(artifact, model, probe.threads),
+            model_figures(artifact, model, probe),
             [phase for pair in phases.values() for phase in pair],
             limits[request.warm_ups :],
         )
     finally:
-        probe.close()
+        if probe is not None:
+            probe.close()
         model.close()
 
 
-def model_figures(artifact: Artifact, model: Model, threads: int) -> dict[str, Any]:
+def model_figures(artifact: Artifact, model: Model, probe: Probe) -> dict[str, Any]:
     """What was measured: the model and how it ran."""
     shape = ModelShape.of(artifact)
     dtype = model.engine.dtype
@@ -127,11 +133,13 @@ def model_figures(artifact: Artifact, model: Model, threads: int) -> dict[str, A
         "step_parameters": shape.step_parameters,
         "weight_bytes": shape.step_weight_bytes(ITEM_BYTES[dtype]),
         "quantization": quantization.description if quantization else None,
-        "last_level_cache_bytes": last_level_cache(),
+        "last_level_cache_bytes": probe.cache_bytes,
         "engine": model.engine.kind,
         "attention": model.attention_backend,
         "dtype": dtype,
-        "threads": threads,
+        "products_in": products_in(model.engine, artifact),
+        "device": probe.device,
+        "threads": probe.threads,
     }
 
 
@@ -153,10 +161,10 @@ def _phases(artifact: Artifact, model: Model, request: LatencyRequest, batch: in
     decode = decode_steps(batch, request.prompt, request.output - 1)
     prefill_work = total(shape.work(step, len(ending_rows(step, request.prompt)), **item) for step in prefill)
     decode_work = total(shape.work(step, batch, **item) for step in decode)
-    dtype = model.engine.dtype
+    products = products_in(model.engine, artifact)
     return (
-        Phase("prefill", batch, batch * request.prompt, prefill_work, dtype),
-        Phase("decode", batch, batch * len(decode), decode_work, dtype),
+        Phase("prefill", batch, batch * request.prompt, prefill_work, products),
+        Phase("decode", batch, batch * len(decode), decode_work, products),
     )
 
 

@@ -37,7 +37,8 @@ class Limits:
     """Both limits, measured at about the same time."""
 
     bandwidth: float
-    """Bytes read a second, by a stream that no cache holds."""
+    """Bytes a second of a stream that no cache holds: read by a processor, copied by a GPU, where a byte read
+    and written counts as two."""
     operations: dict[str, float]
     """dtype -> operations a second of a large matrix product."""
 
@@ -60,12 +61,14 @@ class Limits:
 
 
 class CpuProbe:
-    """Measures the limits of the processor, with as many threads as the engine has."""
+    """See `cleave.runtime.bench.probe.Probe`: the processor, with as many threads as the engine has."""
 
     def __init__(self, threads: int | None = None) -> None:
         """`threads` None: one for each physical core."""
         self.threads = threads or physical_cores()
-        size = min(max(_CACHES * last_level_cache(), _SMALLEST_STREAM), _LARGEST_STREAM)
+        self.device = f"{self.threads} thread{'s' * (self.threads > 1)}"
+        self.cache_bytes = last_level_cache()
+        size = min(max(_CACHES * self.cache_bytes, _SMALLEST_STREAM), _LARGEST_STREAM)
         self._parts = np.array_split(np.ones(size // 4, np.float32), self.threads)
         self._sum: Callable[[Any], float] = numba.njit(_stream, nogil=True, fastmath=True)
         self._pool = ThreadPoolExecutor(self.threads, "cleave-stream")

@@ -36,8 +36,8 @@ class Phase:
     """Tokens of one repetition: those of the prompts, or those generated."""
     work: Work
     """Of one repetition."""
-    dtype: str
-    """What the engine multiplies in."""
+    products_in: str
+    """The dtype that the engine multiplies in."""
     runs: list[Run] = field(default_factory=list)
 
     def row(self) -> dict[str, Any]:
@@ -50,7 +50,7 @@ class Phase:
         steps = [step for run in runs for step in run.seconds]
         low, high = np.percentile(steps, [10, 90])
         share = statistics.median(
-            run.limits.seconds(self.work, self.dtype) / sum(run.seconds) for run in runs
+            run.limits.seconds(self.work, self.products_in) / sum(run.seconds) for run in runs
         )
         return {
             "phase": self.name,
@@ -62,7 +62,7 @@ class Phase:
             "bytes_per_s": self.work.bytes / seconds,
             "operations_per_s": self.work.operations / seconds,
             "percent_of_limit": share * 100,
-            "bound": middle_limits([run.limits for run in runs]).bound(self.work, self.dtype),
+            "bound": middle_limits([run.limits for run in runs]).bound(self.work, self.products_in),
             "repetitions": len(runs),
             "others_cores": statistics.median(run.others for run in runs),
             "disturbed": is_disturbed,

@@ -125,7 +125,7 @@ def _draw_throughput(figures: Mapping[str, Any]) -> Figure:
     limits = figures["limits"]
     seconds = figures["seconds"]
     memory = figures["bytes_per_s"] / limits["bytes_per_s"] * seconds
-    compute = figures["operations_per_s"] / limits["operations_per_s"][figures["dtype"]] * seconds
+    compute = figures["operations_per_s"] / limits["operations_per_s"][figures["products_in"]] * seconds
     bars = times.barh(
         ["memory alone", "compute alone", "measured"],
         [memory, compute, seconds],
@@ -174,7 +174,7 @@ def _draw_serve(figures: Mapping[str, Any]) -> Figure:
 
 
 def _subject(figures: Mapping[str, Any]) -> str:
-    return f"{figures['source']}, {figures['engine']} + {figures['attention']}, {figures['threads']} threads"
+    return f"{figures['source']}, {figures['engine']} + {figures['attention']}, {figures['device']}"
 
 
 def _panels(count: int, title: str) -> tuple[Figure, Sequence[Axes]]:

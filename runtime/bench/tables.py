@@ -26,7 +26,7 @@ def si(value: float, unit: str) -> str:
 def phase_table(figures: Mapping[str, Any]) -> Table:
     """Prefill and decode of every batch size."""
     view = _table(
-        f"{figures['source']}, {figures['engine']} + {figures['attention']}, {figures['threads']} threads, "
+        f"{figures['source']}, {figures['engine']} + {figures['attention']}, {figures['device']}, "
         f"prompt {figures['prompt']}, output {figures['output']}",
         "ms of a whole prefill, of one decode step: median, 10 % and 90 %",
     )
@@ -98,7 +98,7 @@ def throughput_table(figures: Mapping[str, Any]) -> Table:
     """One run of `cleave bench throughput`."""
     return key_values(
         f"{figures['source']}, engine {figures['engine']}, attention {figures['attention']}, "
-        f"{figures['threads']} threads",
+        f"{figures['device']}",
         [
             ("requests", f"{figures['requests']}, prompt {figures['prompt']}, output {figures['output']}"),
             ("seconds", f"{figures['seconds']:.2f}"),
@@ -141,8 +141,9 @@ def limits_line(figures: Mapping[str, Any]) -> str:
         for dtype, rate in limits["operations_per_s"].items()
     )
     return (
-        f"limits, {figures['threads']} threads: read {limits['bytes_per_s'] / 1e9:.1f} GB/s "
-        f"({low / 1e9:.1f} .. {high / 1e9:.1f}), matrix product {rates}"
+        f"limits, {figures['device']}: {'read' if figures['threads'] else 'copied'} "
+        f"{limits['bytes_per_s'] / 1e9:,.1f} GB/s "
+        f"({low / 1e9:,.1f} .. {high / 1e9:,.1f}), matrix product {rates}"
     )
 
 

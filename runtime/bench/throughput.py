@@ -16,8 +16,8 @@ from cleave.kvcache.memory_plan import ITEM_BYTES
 from cleave.kvcache.step import Chunk
 from cleave.runtime.bench.counts import ModelShape, Work
 from cleave.runtime.bench.latency import limits_figures, model_figures
-from cleave.runtime.bench.limits import CpuProbe
 from cleave.runtime.bench.phase import middle_limits
+from cleave.runtime.bench.probe import Probe, make_probe, products_in
 from cleave.runtime.bench.quiet import BUSY, OthersWatch
 from cleave.runtime.bench.ranges import Range
 from cleave.runtime.llm import LLM
@@ -41,6 +41,7 @@ class ThroughputRequest:
     """Tokens that all prompts begin with; they come on top of `prompt`."""
     engine: str | None = None
     attention: str | None = None
+    device: str | None = None
     threads: int | None = None
     max_sequences: int = 64
     kv_cache_bytes: int | None = None
@@ -95,14 +96,16 @@ def run_throughput(request: ThroughputRequest) -> dict[str, Any]:
         request.artifact,
         request.engine,
         attention=request.attention,
+        device=request.device,
         threads=request.threads,
         max_model_len=request.longest,
         max_sequences=request.max_sequences,
         kv_cache_bytes=request.kv_cache_bytes,
         verify=False,
     )
-    probe = CpuProbe(request.threads)
+    probe: Probe | None = None
     try:
+        probe = make_probe(llm.model.engine, request.threads)
         llm.generate(
             workload.prompts[:_WARM_UP], SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
         )
@@ -117,12 +120,13 @@ def run_throughput(request: ThroughputRequest) -> dict[str, Any]:
             seconds = time.perf_counter() - began
         steps = llm.model.attention.steps - steps_before
         limits += [probe.measure() for _ in range(_PROBES)]
-        dtype = llm.model.engine.dtype
-        work = least_work(ModelShape.of(artifact), completions, steps, ITEM_BYTES[dtype])
+        engine = llm.model.engine
+        products = products_in(engine, artifact)
+        work = least_work(ModelShape.of(artifact), completions, steps, ITEM_BYTES[engine.dtype])
         middle = middle_limits(limits)
         return {
             "benchmark": "throughput",
-            **model_figures(artifact, llm.model, probe.threads),
+            **model_figures(artifact, llm.model, probe),
             "requests": request.requests,
             "prompt": str(request.prompt),
             "output": str(request.output),
@@ -134,14 +138,15 @@ def run_throughput(request: ThroughputRequest) -> dict[str, Any]:
             "steps": steps,
             "bytes_per_s": work.bytes / seconds,
             "operations_per_s": work.operations / seconds,
-            "percent_of_limit": middle.seconds(work, dtype) / seconds * 100,
-            "bound": middle.bound(work, dtype),
+            "percent_of_limit": middle.seconds(work, products) / seconds * 100,
+            "bound": middle.bound(work, products),
             "limits": limits_figures(limits),
             "others_cores": watch.cores,
             "disturbed": watch.cores > BUSY,
         }
     finally:
-        probe.close()
+        if probe is not None:
+            probe.close()
         llm.close()
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from cleave.errors import AttentionError, CompareError, EngineError
 from cleave.export.artifact import Artifact
 from cleave.kvcache.backend import backend_names
+from cleave.runtime.cli_options import ArtifactFolder, Threads
 from cleave.runtime.compare.report import as_json, table, verdict
 from cleave.runtime.compare.suspects import suspects
 from cleave.runtime.compare.tokens import tokens_for
@@ -21,7 +22,7 @@ from cleave.runtime.engines.kinds import engine_kinds
 
 
 def compare(
-    artifact: Annotated[Path, typer.Argument(help="Folder of the artifact.")],
+    artifact: ArtifactFolder,
     engines: Annotated[
         str, typer.Option("--engines", help=f"Engine kinds, by commas: {', '.join(engine_kinds())}.")
     ] = "onnxruntime",
@@ -39,7 +40,7 @@ def compare(
         float | None,
         typer.Option("--tolerance", help="Relative error allowed. Default: 1e-4 for float32, by dtype."),
     ] = None,
-    threads: Annotated[int | None, typer.Option("--threads", help="CPU threads.")] = None,
+    threads: Threads = None,
     as_object: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Run the same tokens through engines and transformers; exit code 1 where they differ too much.

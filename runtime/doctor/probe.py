@@ -35,7 +35,7 @@ IMPORTED = {
 LISTED = (
     *("numpy", "numba", "onnx", "onnxruntime", "torch", "triton", "transformers", "tokenizers"),
     *("tensorrt", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu13-libs", "cuda-bindings", "polygraphy"),
-    *("omniback", "llguidance"),
+    *("flashinfer-python", "omniback", "llguidance"),
 )
 VARIABLES = (
     *("CUDA_VISIBLE_DEVICES", "CLEAVE_CACHE", "CLEAVE_CACHE_MAX_BYTES", "LD_LIBRARY_PATH", "CUDA_HOME"),

@@ -38,7 +38,7 @@ def engine_verdicts(facts: Facts) -> tuple[Verdict, ...]:
 
 def attention_verdicts(facts: Facts) -> tuple[Verdict, ...]:
     """One for each attention backend, in the order of the registry."""
-    known = {"triton": _triton, "reference": _reference}
+    known = {"triton": _triton, "flashinfer": _flashinfer, "reference": _reference}
     return tuple(known[name](facts) if name in known else _on_host(name, facts) for name in backend_names())
 
 
@@ -83,6 +83,13 @@ def _tensorrt(facts: Facts) -> Verdict:
 def _triton(facts: Facts) -> Verdict:
     why = _missing(facts, "torch", "gpu") or _missing(facts, "triton", "gpu") or _cuda_problem(facts)
     return Verdict("triton", why is None, why or f"on {_best_gpu(facts)}")
+
+
+def _flashinfer(facts: Facts) -> Verdict:
+    extra = "flashinfer"
+    why = _missing(facts, "torch", extra) or _missing(facts, "triton", extra)
+    why = why or _missing(facts, "flashinfer-python", extra) or _cuda_problem(facts)
+    return Verdict("flashinfer", why is None, why or f"on {_best_gpu(facts)}")
 
 
 def _reference(facts: Facts) -> Verdict:

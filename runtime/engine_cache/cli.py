@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,17 +9,16 @@ from rich.console import Console
 
 from cleave.errors import CacheError
 from cleave.export.artifact import Artifact
+from cleave.runtime.cli_options import ArtifactFolder, Device, RequiredEngine, Threads
 from cleave.runtime.engine_cache.cache import EngineCache
 from cleave.runtime.engine_cache.entry import Entry
 from cleave.runtime.engine_cache.table import SHORT, as_json, table
 from cleave.runtime.engines.cli import (
     ComputeCapability,
     Deterministic,
-    Device,
     MaxModelLen,
     MaxSequences,
     MaxTokens,
-    Threads,
     builder_of,
 )
 
@@ -54,8 +52,8 @@ def ls(
 
 @engines.command("why")
 def why(
-    artifact: Annotated[Path, typer.Argument(help="Folder of the artifact.")],
-    engine: Annotated[str, typer.Option("--engine", help="Engine kind.")],
+    artifact: ArtifactFolder,
+    engine: RequiredEngine,
     device: Device = None,
     compute_capability: ComputeCapability = None,
     max_model_len: MaxModelLen = None,
@@ -91,6 +89,8 @@ def rm(
         raise CacheError("give beginnings of digests, or --all; `cleave engines ls` shows them")
     cache = EngineCache()
     entries = cache.entries()
+    if not entries and everything:
+        typer.echo(f"no engines in {cache.directory}")
     chosen = entries if everything else [_find(entries, digest) for digest in digests or ()]
     in_use = False
     for removal in cache.remove(list(dict.fromkeys(chosen))) if chosen else ():

@@ -48,7 +48,11 @@ def _profile(fields: Mapping[str, Value]) -> str:
     """For which steps an engine is: by name, or the largest ones."""
     if "max_tokens" in fields:
         return f"up to {fields['max_tokens']} tokens, {fields.get('max_sequences')} sequences"
-    return shown(fields.get("profile"))
+    match fields.get("profile"):
+        case (str(name),):
+            return name
+        case profile:
+            return shown(profile)
 
 
 def as_json(entries: Iterable[Entry], damages: dict[str, str | None] | None = None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,16 +10,14 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from cleave.errors import EngineError
 from cleave.export.artifact import Artifact
+from cleave.runtime.cli_options import ArtifactFolder, Device, RequiredEngine, Threads
 from cleave.runtime.engine_cache.cache import EngineCache
 from cleave.runtime.engine_cache.table import SHORT
 from cleave.runtime.engines.builder import EngineBuilder, get_engine
 from cleave.runtime.engines.engine import engine_builder, engine_label
-from cleave.runtime.engines.kinds import check_engine_kind, engine_kinds
+from cleave.runtime.engines.kinds import check_engine_kind
 from cleave.runtime.model_options import ModelOptions, engine_options
 
-Device = Annotated[
-    str | None, typer.Option("--device", help="cpu or cuda. Default: what the engine is made for.")
-]
 ComputeCapability = Annotated[
     str | None,
     typer.Option("--compute_capability", help="GPUs to build for: 8.6,8.9,12.0. Default: the one here."),
@@ -34,15 +31,14 @@ MaxTokens = Annotated[
 MaxSequences = Annotated[
     int, typer.Option("--max_sequences", help="Most requests that run at once, as in serving.")
 ]
-Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads.")]
 Deterministic = Annotated[
     bool, typer.Option("--deterministic", help="For --deterministic of `cleave run` and `cleave serve`.")
 ]
 
 
 def build(
-    artifact: Annotated[Path, typer.Argument(help="Folder of the artifact.")],
-    engine: Annotated[str, typer.Option("--engine", help=f"Engine kind: {', '.join(engine_kinds())}.")],
+    artifact: ArtifactFolder,
+    engine: RequiredEngine,
     device: Device = None,
     compute_capability: ComputeCapability = None,
     max_model_len: MaxModelLen = None,

@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast
 import numpy.typing as npt
 
 from cleave.export.artifact import Artifact
+from cleave.kvcache.backend import LayerJobs
 from cleave.runtime.engine_cache.cache import EngineCache
 from cleave.runtime.engines.builder import BuildProgress, EngineBuilder, get_engine
 from cleave.runtime.engines.cuda import cuda_is_usable
@@ -21,6 +22,13 @@ class Attention(Protocol):
 
     def run(self, layer: int, q: Any, k: Any, v: Any, out: Any) -> None:
         """See `cleave.kvcache.server.AttentionServer.run`."""
+
+
+class CompiledAttention(Attention, Protocol):
+    """An attention server that can be run by compiled code, without Python between two layers."""
+
+    def jobs(self, q: Any, k: Any, v: Any, out: Any) -> LayerJobs | None:
+        """See `cleave.kvcache.server.AttentionServer.jobs`."""
 
 
 class Observer(Protocol):
@@ -89,19 +97,17 @@ class DeviceEngine(Engine, Protocol):
 
     def launch(
         self,
-        token_ids: npt.NDArray[Any],
+        token_ids: Any,
         logit_rows: npt.NDArray[Any],
         attention: Attention,
         sampled: Any = None,
     ) -> DeviceOutput:
         """As `run`, but returns without waiting for the device, where all that comes of the step stays.
 
+        token_ids [tokens] may be a torch tensor on the device itself.
         sampled [n] int64, a torch tensor on the device: tokens that an earlier step samples, `likeliest` of
         it or others; a token id of -1 - r is its row r.
         """
-
-    def run_on_device(self, token_ids: Any, logit_rows: npt.NDArray[Any], attention: Attention) -> Any:
-        """The logits of `launch`; token_ids [tokens] may be a torch tensor on the device itself."""
 
     def free_memory(self) -> int | None:
         """Bytes of the device that are free beside the weights and the activations of the largest step.
@@ -112,7 +118,7 @@ class DeviceEngine(Engine, Protocol):
 
 def device_engine(engine: Engine) -> DeviceEngine | None:
     """The engine as a DeviceEngine, where it is one."""
-    return cast(DeviceEngine, engine) if hasattr(engine, "run_on_device") else None
+    return cast(DeviceEngine, engine) if hasattr(engine, "launch") else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +168,7 @@ def create_engine(
     """
     kind = kind or best_engine_kind(artifact)
     found = engine_kind(kind)
+    found.check_device(options.device)
     found.check_deterministic(options.deterministic)
     found.check_quantization(artifact)
     factory = found.load(found.factory)
@@ -193,6 +200,7 @@ def engine_builder(kind: str, artifact: Artifact, options: EngineOptions) -> Eng
     package is not installed.
     """
     found = engine_kind(kind)
+    found.check_device(options.device)
     found.check_deterministic(options.deterministic)
     found.check_quantization(artifact)
     quantization = artifact.manifest.quantization
@@ -204,5 +212,7 @@ def engine_builder(kind: str, artifact: Artifact, options: EngineOptions) -> Eng
 
 
 def engine_label(artifact: Artifact) -> str:
-    """What the engines of an artifact are called in lists: the name of the checkpoint."""
-    return Path(artifact.manifest.source).name or artifact.folder.name
+    """What the engines of an artifact are called in lists: its checkpoint, and how that was quantised."""
+    name = Path(artifact.manifest.source).name or artifact.folder.name
+    quantization = artifact.manifest.quantization
+    return name if quantization is None else f"{name}, {quantization.method}"

@@ -22,6 +22,8 @@ class EngineKind:
     extra: str
     builder: str | None = None
     """Module and class of the EngineBuilder; None where nothing is built ahead of time."""
+    devices: tuple[str, ...] = ("cuda",)
+    """Where it computes, by the names of torch."""
     runs_quantized: bool = False
     can_be_deterministic: bool = False
     """It keeps what `EngineOptions.deterministic` promises where it is asked to, or does always."""
@@ -32,6 +34,17 @@ class EngineKind:
             raise MissingPackage(self.package, self.extra, f"the engine {self.name}")
         module, _, name = place.partition(":")
         return getattr(importlib.import_module(module), name)
+
+    def check_device(self, name: str | None) -> None:
+        """Raises EngineError for a device that it does not compute on; None, its own choice, is allowed."""
+        if name is None or name.partition(":")[0] in self.devices:
+            return
+        able = " or ".join(kind.name for kind in KINDS.values() if name.partition(":")[0] in kind.devices)
+        other = f", or take engine {able}" if able else ""
+        raise EngineError(
+            f"the engine {self.name} computes on {' and '.join(self.devices)}, and not on {name!r}; "
+            f"leave device away{other}"
+        )
 
     def check_deterministic(self, is_asked_for: bool) -> None:
         """Raises EngineError where it is asked for and cannot be promised."""
@@ -60,6 +73,7 @@ _ALL = (
         "onnxruntime",
         "cpu",
         builder="cleave.runtime.engines.onnxruntime_builder:OnnxRuntimeBuilder",
+        devices=("cpu",),
         runs_quantized=True,
         can_be_deterministic=True,
     ),
@@ -69,6 +83,7 @@ _ALL = (
         "torch",
         "gpu",
         builder="cleave.runtime.engines.inductor.builder:InductorBuilder",
+        devices=("cpu", "cuda"),
         can_be_deterministic=True,
     ),
     EngineKind(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,14 @@ import onnxruntime as ort
 
 from cleave.export.artifact import WEIGHTS, Artifact
 from cleave.export.manifest import Manifest
-from cleave.export.pieces import ATTENTION, Piece, cut, make_initializers, widen
+from cleave.export.pieces import Piece, computable, cut, make_initializers, widen
 from cleave.runtime.engines.engine import Attention, EngineOptions, Observer
 from cleave.runtime.engines.huge_pages import HugePages
 from cleave.runtime.engines.integer_products import are_exact
+from cleave.runtime.engines.onnxruntime_attention import PieceAttention, has_cut, piece_attention
+from cleave.runtime.engines.onnxruntime_buffers import BoundStep, Buffers
 from cleave.runtime.engines.onnxruntime_fusion import fuse
 from cleave.runtime.engines.residual import check_observable, with_residual
-from cleave.runtime.engines.wires import wire
 from cleave.threads import physical_cores, session_options
 
 _BINDINGS_KEPT = 64
@@ -70,14 +70,16 @@ class OnnxRuntimeEngine:
             self.notes += (_SATURATING,)
         _share_one_arena()
         self._pieces = cut(artifact.batchful_graph())
+        # Pieces that were saved have no nodes for it.
+        self._inside = piece_attention(self._threads) if options.cache is None else None
         self._sessions: list[ort.InferenceSession] = []
         self._kept: list[_Array] = []
-        for session, kept in _sessions(self._pieces, artifact, self._threads, options.cache):
+        for session, kept in _sessions(self._pieces, artifact, self._threads, options.cache, self._inside):
             self._sessions.append(session)
             self._kept += kept
         self._rows_multiple = _rows_multiple(manifest)
         self._buffers = self._make_buffers()
-        self._steps: OrderedDict[tuple[int, int], _BoundStep] = OrderedDict()
+        self._steps: OrderedDict[tuple[int, int], BoundStep] = OrderedDict()
         self._observer: Observer | None = None
         is_large = (artifact.folder / WEIGHTS).stat().st_size >= _WORTH_MOVING
         self._moving = HugePages() if is_large else None
@@ -90,6 +92,14 @@ class OnnxRuntimeEngine:
             step.embeds *= self._scale
         step.logit_rows[:] = logit_rows
         observer = self._observer
+        inside = self._inside if observer is None else None
+        if inside is not None and inside.begin(attention, step.q, step.k, step.v, step.attention):
+            try:
+                for session, binding in zip(self._sessions, step.bindings, strict=True):
+                    session.run_with_iobinding(binding)
+            finally:
+                inside.end()
+            return step.logits
         if observer is not None:
             observer.residual(-1, step.embeds)
         for layer in range(self._layers):
@@ -120,12 +130,14 @@ class OnnxRuntimeEngine:
         self._steps.clear()
         self._sessions.clear()
         self._kept.clear()
+        if self._inside is not None:
+            self._inside.close()
 
-    def _make_buffers(self) -> _Buffers:
+    def _make_buffers(self) -> Buffers:
         vocab, most = self._artifact.manifest.vocab_size, self._options.max_tokens
-        return _Buffers(self._pieces, most, vocab, self._rows_multiple)
+        return Buffers(self._pieces, most, vocab, self._rows_multiple, self._inside)
 
-    def _bound(self, tokens: int, rows: int) -> _BoundStep:
+    def _bound(self, tokens: int, rows: int) -> BoundStep:
         """The buffers of a step of this size, bound to every session: made once, kept while in use."""
         key = (tokens, rows)
         step = self._steps.get(key)
@@ -140,85 +152,19 @@ class OnnxRuntimeEngine:
         return step
 
 
-@dataclass(slots=True)
-class _BoundStep:
-    """The first rows of every buffer, and one binding for each session."""
-
-    embeds: _Array
-    q: _Array
-    k: _Array
-    v: _Array
-    attention: _Array
-    logit_rows: _Array
-    logits: _Array
-    residuals: list[_Array]
-    """What each piece hands on: that of piece i is the residual after layer i - 1."""
-    bindings: list[ort.IOBinding]
-
-
-class _Buffers:
-    """The activations of the largest step, and which of them each piece reads and writes."""
-
-    def __init__(self, pieces: list[Piece], max_tokens: int, vocab: int, multiple: int) -> None:
-        self._vocab, self._multiple = vocab, multiple
-        self._wires = wire(pieces)
-        self._arrays: dict[str, _Array] = {
-            name: np.zeros((self._padded(max_tokens), width), np.float32)
-            for name, width in self._wires.widths.items()
-        }
-        self._logits = np.empty((0, vocab), np.float32)
-
-    def grow(self, rows: int) -> bool:
-        """Make room for the logits of `rows` rows; True where that took new memory."""
-        if rows <= len(self._logits):
-            return False
-        self._logits = np.empty((self._padded(rows), self._vocab), np.float32)
-        return True
-
-    def _padded(self, rows: int) -> int:
-        return -(-rows // self._multiple) * self._multiple
-
-    def bind(self, tokens: int, rows: int, sessions: list[ort.InferenceSession]) -> _BoundStep:
-        """Bind the first `tokens` rows of the activations, and `rows` of the logits, to all sessions.
-
-        A session may get a row more of each, which nobody reads.
-        """
-        arrays = {name: array[: self._padded(tokens)] for name, array in self._arrays.items()}
-        arrays["logit_rows"] = np.zeros(self._padded(rows), np.int64)
-        arrays["logits"] = self._logits[: self._padded(rows)]
-        values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
-        bindings = []
-        for session, inputs, outputs in zip(sessions, self._wires.inputs, self._wires.outputs, strict=True):
-            binding = session.io_binding()
-            for name, buffer in inputs.items():
-                binding.bind_ortvalue_input(name, values[buffer])
-            for name, buffer in outputs.items():
-                binding.bind_ortvalue_output(name, values[buffer])
-            bindings.append(binding)
-        by_row = ("logit_rows", "logits")
-        arrays = {name: array[: rows if name in by_row else tokens] for name, array in arrays.items()}
-        return _BoundStep(
-            embeds=arrays["inputs_embeds"],
-            q=arrays["q"],
-            k=arrays["k"],
-            v=arrays["v"],
-            attention=arrays[ATTENTION],
-            logit_rows=arrays["logit_rows"],
-            logits=arrays["logits"],
-            residuals=[arrays[name] for name in self._wires.residuals],
-            bindings=bindings,
-        )
-
-
 def _sessions(
-    pieces: list[Piece], artifact: Artifact, threads: int, saved: Path | None
+    pieces: list[Piece],
+    artifact: Artifact,
+    threads: int,
+    saved: Path | None,
+    inside: PieceAttention | None,
 ) -> list[tuple[ort.InferenceSession, list[_Array]]]:
     """A session for each piece, several made at a time: the weights of each are packed on one thread."""
 
     def make(index: int) -> tuple[ort.InferenceSession, list[_Array]]:
         if saved is not None:
             return _saved_session(saved_piece(saved, index), threads), []
-        return make_session(pieces[index], artifact, threads)
+        return make_session(pieces[index], artifact, threads, inside=inside)
 
     first = make(0)  # alone: it makes the pool of the process, if there is to be one
     with ThreadPoolExecutor(min(threads, _LOADED_AT_ONCE), thread_name_prefix="cleave-load") as pool:
@@ -248,20 +194,27 @@ def _options(threads: int) -> ort.SessionOptions:
 
 
 def make_session(
-    piece: Piece, artifact: Artifact, threads: int, *, save_as: Path | None = None
+    piece: Piece,
+    artifact: Artifact,
+    threads: int,
+    *,
+    save_as: Path | None = None,
+    inside: PieceAttention | None = None,
 ) -> tuple[ort.InferenceSession, list[_Array]]:
     """A session with the piece's weights as initializers, which ONNX Runtime packs on loading.
 
     Packed weights make a row's result independent of the other rows; weights given as inputs do not.
     Returns also the arrays that must outlive the session: matrices are copied by the packing. `save_as` is
-    where to write the piece as it was optimised and packed; see `saved_piece`.
+    where to write the piece as it was optimised and packed; see `saved_piece`. `inside` adds attention to it.
     """
     model = widen(piece.model)
-    arrays = {name: _computable(artifact.weight(tensor)) for name, tensor in piece.weights.items()}
+    arrays = {name: computable(artifact.weight(tensor)) for name, tensor in piece.weights.items()}
     for name, members in fuse(model, arrays.keys()).items():
         arrays[name] = np.concatenate([arrays.pop(member) for member in members])
     make_initializers(model, arrays)
     options = _options(threads)
+    if inside is not None and has_cut(piece.outputs):
+        inside.add(model, options)
     if save_as is not None:
         options.optimized_model_filepath = str(save_as)
         for name, value in _SAVING.items():
@@ -281,12 +234,6 @@ def _rows_multiple(manifest: Manifest) -> int:
     """
     group_size = manifest.quantization.group_size if manifest.quantization else None
     return 2 if group_size is not None and group_size > _LARGEST_GROUP_OF_ONE_ORDER else 1
-
-
-def _computable(weight: _Array) -> _Array:
-    """The weight in a dtype that the processor computes in: integers as they are, floats in float32."""
-    is_float = weight.dtype.kind not in "iu"
-    return np.ascontiguousarray(weight, np.float32 if is_float else None)
 
 
 def _share_one_arena() -> None:

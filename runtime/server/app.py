@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
@@ -21,6 +20,7 @@ from cleave.runtime.server.request_scope import RequestScope
 from cleave.runtime.server.service import Service
 from cleave.runtime.server.settings import ServerSettings
 from cleave.runtime.server.tgi import about, generate
+from cleave.version import version
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
@@ -45,7 +45,7 @@ def create_app(
     """
     app = FastAPI(
         title="Cleave",
-        version=version("cleave"),
+        version=version(),
         description="One model, in the dialects of OpenAI and of text-generation-inference.",
         redoc_url=None,
     )

@@ -3,37 +3,25 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from cleave.errors import MissingPackage
-from cleave.kvcache.backend import backend_names
+from cleave.runtime.cli_options import ArtifactFolder, Attention, Deterministic, Device, Engine, Threads
 
 
 def serve(
-    model: Annotated[Path, typer.Argument(help="Folder of the artifact.", metavar="ARTIFACT")],
+    artifact: ArtifactFolder,
     host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0: all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port to listen on; 0: any free one.")] = 8000,
     model_name: Annotated[
         str | None, typer.Option("--model_name", help="Name for clients. Default: the folder's.")
     ] = None,
-    engine: Annotated[
-        str | None, typer.Option("--engine", help="Engine kind. Default: the best that runs here.")
-    ] = None,
-    attention: Annotated[
-        str | None,
-        typer.Option(
-            "--attention", help=f"Attention backend: {', '.join(backend_names())}. Default: by the engine."
-        ),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option("--device", help="cpu or cuda. Default: what the engine is made for.")
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option("--threads", help="CPU threads. Default: the physical cores.")
-    ] = None,
+    engine: Engine = None,
+    attention: Attention = None,
+    device: Device = None,
+    threads: Threads = None,
     max_model_len: Annotated[
         int | None, typer.Option("--max_model_len", help="Longest prompt and answer together, in tokens.")
     ] = None,
@@ -48,9 +36,7 @@ def serve(
     kv_cache_bytes: Annotated[
         int | None, typer.Option("--kv_cache_bytes", help="Memory for the KV cache.")
     ] = None,
-    deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="The same bits whatever else is in the batch; slower.")
-    ] = False,
+    deterministic: Deterministic = False,
     max_queue: Annotated[
         int, typer.Option("--max_queue", help="Answers that may wait; more are refused with 429.")
     ] = 256,
@@ -111,7 +97,7 @@ def serve(
     logs.configure(log_format, log_level)
     with lifecycle.bind(settings) as listener:
         llm = AsyncLLM(
-            model,
+            artifact,
             engine,
             attention=attention,
             device=device,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -68,6 +69,8 @@ _TGI_MESSAGE: Mapping[Kind, str] = {
     "unhealthy": "unhealthy",
 }
 """Messages that its clients know by heart."""
+_ARM = re.compile(r"str|list\[.*\]")
+"""What pydantic puts into a place where a field may be of several types."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,15 @@ def _invalid(errors: Sequence[Any]) -> Failure:
         return Failure("validation", f"{name} is not a parameter that is known here; leave it out", name)
     if first["type"] == "missing":
         return Failure("validation", f"{name or 'the body'} is missing", name or None)
+    arm = next((index for index, part in enumerate(place) if _ARM.fullmatch(part)), None)
+    if arm is not None:
+        # The first arm is text, and is given the whole value.
+        shared = first["loc"][: arm + 1]
+        arms = dict.fromkeys(str(one["loc"][arm + 1]) for one in errors if one["loc"][: arm + 1] == shared)
+        name = ".".join(place[:arm])
+        return Failure(
+            "validation", f"{name} is {first['input']!r:.80}; it must be {' or '.join(arms)}", name
+        )
     message = f"{first['msg']}".removeprefix("Value error, ")
     given = f"{first['input']!r:.80}" if "input" in first else ""
     return Failure("validation", f"{name or 'the body'} is {given}: {message}", name or None)

@@ -23,6 +23,9 @@ EXIT_FAILED = 1
 """The engine could not go on."""
 _LOOK = 0.1
 """Seconds between two looks at what cannot call by itself."""
+KEPT_OPEN = 75
+"""Seconds that a connection without requests stays open: longer than clients (httpx 5, nginx and AWS 60) keep
+one, so that they close it, and never send a request into a connection that is being closed."""
 _GRACE = 5
 """Seconds for connections to end once every request has its answer."""
 _log = logging.getLogger("cleave.server")
@@ -57,11 +60,11 @@ class Server(uvicorn.Server):
         self.failed = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A first SIGTERM or SIGINT drains, a second one ends at once."""
+        """A first SIGTERM or SIGINT drains, a second calls off what runs, a third waits for nobody."""
+        # A signal may come while the main thread holds any lock: nothing but flags is touched here.
         self._signals += 1
-        if self._signals == 1:
-            self._service.draining = True
-        else:
+        self._service.draining = True
+        if self._signals > 2 or (self._signals == 2 and self.should_exit):
             self.should_exit = self.force_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -72,7 +75,7 @@ class Server(uvicorn.Server):
         except OSError as error:
             raise _unavailable(settings, error) from None
         for listener in sockets or ():
-            fields = {"url": f"http://{settings.host}:{listener.getsockname()[1]}"}
+            fields = {"url": f"http://{_place(settings.host, listener.getsockname()[1])}"}
             _log.info("listening", extra={"fields": fields})
 
     async def main_loop(self) -> None:
@@ -104,11 +107,14 @@ class Server(uvicorn.Server):
         _log.info("draining", extra={"fields": fields})
         try:
             async with asyncio.timeout(service.settings.drain_timeout):
-                while service.admission.requests:
+                while service.admission.requests and self._signals < 2:
                     await asyncio.sleep(_LOOK)
+            why = "a second signal came"
         except TimeoutError:
+            why = "drain_timeout is over"
+        if service.admission.requests:
             fields = {"requests": service.admission.requests}
-            _log.warning("drain_timeout is over; what runs is called off", extra={"fields": fields})
+            _log.warning("%s; what runs is called off", why, extra={"fields": fields})
             service.admission.abort_all()
 
 
@@ -121,6 +127,7 @@ def serve_model(llm: AsyncLLM, settings: ServerSettings, listener: socket.socket
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=KEPT_OPEN,
         timeout_graceful_shutdown=_GRACE,
         lifespan="off",
     )
@@ -142,6 +149,11 @@ def _trace_provider(settings: ServerSettings, llm: AsyncLLM) -> TracerProvider |
 
 def _unavailable(settings: ServerSettings, error: OSError) -> ServerError:
     return ServerError(
-        f"{settings.host}:{settings.port} cannot be listened on ({reason(error)}); "
+        f"{_place(settings.host, settings.port)} cannot be listened on ({reason(error)}); "
         "choose another --port or --host, or end what uses it"
     )
+
+
+def _place(host: str, port: int) -> str:
+    """As a URL has it: addresses of IPv6 in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

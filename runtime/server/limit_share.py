@@ -5,16 +5,15 @@ from __future__ import annotations
 import statistics
 from collections import deque
 
-from cleave.errors import EngineError
 from cleave.export.artifact import Artifact
 from cleave.kvcache.memory_plan import ITEM_BYTES
 from cleave.kvcache.step import Chunk
 from cleave.runtime.bench.counts import ModelShape
-from cleave.runtime.bench.limits import CpuProbe, Limits
+from cleave.runtime.bench.limits import Limits
+from cleave.runtime.bench.probe import make_probe, products_in
 from cleave.runtime.model import Model
 from cleave.runtime.observer import StepReport
 
-_ON_THE_PROCESSOR = ("cpu", "onnx")
 _STEPS = 10
 
 
@@ -29,23 +28,20 @@ class LimitShare:
         artifact = Artifact.open(model.folder, verify=False)
         self._shape = ModelShape.of(artifact)
         self._limits = limits
-        self._dtype = model.engine.dtype
-        self._weight_item = ITEM_BYTES[self._dtype]
+        self._products_in = products_in(model.engine, artifact)
+        self._weight_item = ITEM_BYTES[model.engine.dtype]
         values = sum(2 * spec.kv_size for spec in artifact.manifest.layer_specs) * model.options.page_size
         self._kv_item = model.page_bytes // values
         self._recent: deque[float] = deque(maxlen=_STEPS)
 
     @classmethod
     def measured(cls, model: Model) -> LimitShare:
-        """Measure the limits of this machine first, which takes a second or two and should not be disturbed.
+        """Measure the limits of the device that the engine computes on; takes a second or two, which should
+        not be disturbed.
 
-        Raises EngineError where the model does not run on the processor.
+        Raises BenchError where the device has too little memory left.
         """
-        if model.attention_backend not in _ON_THE_PROCESSOR:
-            raise EngineError(
-                "limits are those of the processor, where this model does not run; leave out --measure_limits"
-            )
-        probe = CpuProbe(model.options.threads)
+        probe = make_probe(model.engine, model.options.threads)
         try:
             return cls(model, probe.measure())
         finally:
@@ -56,7 +52,7 @@ class LimitShare:
         chunks = [Chunk(chunk.sequence.id, chunk.start, chunk.count) for chunk in step.chunks]
         rows = max(1, step.generated_tokens)
         work = self._shape.work(chunks, rows, weight_item=self._weight_item, kv_item=self._kv_item)
-        return 100 * self._limits.seconds(work, self._dtype) / step.seconds
+        return 100 * self._limits.seconds(work, self._products_in) / step.seconds
 
     def lately(self, step: StepReport) -> float:
         """The median of this step and those that were asked for before it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import logging.config
@@ -42,6 +43,14 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, ensure_ascii=False)
 
 
+class Ended(logging.Filter):
+    """Leaves out requests that the end of the server cut off: uvicorn takes that for an error."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record is logged."""
+        return record.exc_info is None or not isinstance(record.exc_info[1], asyncio.CancelledError)
+
+
 def configure(kind: LogFormat, level: str) -> None:
     """Send the logs of Cleave and of uvicorn to standard error."""
     formatter = JsonFormatter if kind == "json" else TextFormatter
@@ -50,7 +59,10 @@ def configure(kind: LogFormat, level: str) -> None:
             "version": 1,
             "disable_existing_loggers": False,
             "formatters": {"line": {"()": formatter}},
-            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+            "filters": {"ended": {"()": Ended}},
+            "handlers": {
+                "stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["ended"]}
+            },
             "loggers": {
                 "cleave": {"handlers": ["stderr"], "level": level.upper(), "propagate": False},
                 # It says what Cleave says already: where it listens, and every request.

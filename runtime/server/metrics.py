@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from cleave.runtime.observer import AnswerReport, StepKind, StepReport
 from cleave.runtime.request import FinishReason
 from cleave.runtime.server.distribution import Distribution, decades, powers_of_two
 from cleave.runtime.stats import Stats
+from cleave.version import version
 
 _LATENCIES = decades(1e-3, 5e2)
 _STEP_TIMES = decades(1e-4, 1e1)
@@ -135,7 +135,7 @@ class Metrics:
         build.add_metric(
             [],
             {
-                "version": importlib.metadata.version("cleave"),
+                "version": version(),
                 "model": model.folder.name,
                 "engine": model.engine.kind,
                 "attention": model.attention_backend,

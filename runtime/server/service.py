@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from importlib.metadata import version
 
 from starlette.requests import Request
 
@@ -17,6 +16,7 @@ from cleave.runtime.server.live import Live
 from cleave.runtime.server.metrics import Metrics
 from cleave.runtime.server.settings import ServerSettings
 from cleave.runtime.server.tgi.timing import QueueTimes
+from cleave.version import version
 
 
 @dataclass(slots=True)
@@ -55,7 +55,7 @@ class Service:
     @property
     def fingerprint(self) -> str:
         """What has to be the same for a seed to give the same answer."""
-        return f"cleave-{version('cleave')}-{self.llm.model.engine.kind}"
+        return f"cleave-{version()}-{self.llm.model.engine.kind}"
 
     @property
     def is_ready(self) -> bool:

@@ -64,6 +64,31 @@ def test_kvrun_has_the_rows_of_the_published_table(artifact: Callable[[str], Pat
         assert all(row["flashinfer"] < row["limit_tokens_per_s"] for row in card["rows"])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["latency", "--batch", "1,2", "--prompt", 8, "--output", 3, "--repetitions", 1],
+        ["kvrun"],
+        ["throughput", "--requests", 3, "--prompt", "4:9", "--output", "2:5"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_an_engine_with_a_device_takes_the_attention_that_it_can_hand_over_to(
+    artifact: Callable[[str], Path], tmp_path: Path, arguments: list[object]
+) -> None:
+    """Not that of a machine without a GPU: tensors of torch do not go to the backend `cpu`."""
+    name, *options = arguments
+    out = tmp_path / "figures.json"
+    found = [*options, "--engine", "inductor", "--device", "cpu", "--json", out]
+    result = cleave(name, artifact("one_layer"), *found)
+    assert result.exit_code == 0, result.output
+    assert {key: figures(out)[key] for key in ("engine", "attention")} == {
+        "engine": "inductor",
+        "attention": "reference",
+    }
+
+
 def test_throughput_counts_tokens_prefix_hits_and_preemptions(artifact: Callable[[str], Path]) -> None:
     request = ThroughputRequest(
         artifact("gqa"), 12, Range(5, 20), Range(3, 9), shared_prefix=48, max_sequences=4
@@ -114,6 +139,11 @@ def test_each_prompt_may_have_its_own_params(artifact: Callable[[str], Path]) ->
             EngineError,
             "kinds are",
         ),
+        (
+            ["kvrun", "ARTIFACT", "--engine", "inductor", "--device", "tpu"],
+            EngineError,
+            "and not on 'tpu'",
+        ),
         (["latency", "ARTIFACT", "--plot", "x.gif"], BenchError, "must end in"),
         (["latency", "ARTIFACT", "--json", "nowhere/x.json"], BenchError, "there is no folder"),
         (["throughput", "ARTIFACT"], BenchError, "a request may have 2048 tokens"),
@@ -132,6 +162,7 @@ def test_bad_input_is_one_sentence(
     result = cleave(*given)
     assert isinstance(result.exception, error), result.output
     assert says in str(result.exception)
+    assert result.output == ""  # no bar, not even an empty line of one
 
 
 def test_a_missing_http_client_is_one_sentence_with_its_install_line() -> None:

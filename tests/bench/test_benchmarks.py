@@ -7,12 +7,16 @@ import importlib
 import importlib.metadata
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from command import process
 from tokenizers import Tokenizer
+
+from cleave.export.artifact import Artifact
 
 REPOSITORY = Path(__file__).parent.parent.parent
 PEERS = {
@@ -31,6 +35,7 @@ def scripts(monkeypatch: pytest.MonkeyPatch, name: str) -> ModuleType:
 def test_docs_benchmarks_is_what_the_generator_makes_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
     report = scripts(monkeypatch, "report")
     assert report.REPORT.read_text("utf-8") == report.render(), "run: make report"
+    assert report.README.read_text("utf-8") == report.readme(), "run: make report"
 
 
 def test_a_missing_peer_is_one_sentence_with_its_pinned_install_line() -> None:
@@ -102,6 +107,24 @@ def test_the_share_of_the_bandwidth_is_a_goal_of_the_large_shape(monkeypatch: py
     assert share.is_met
 
 
+@pytest.mark.parametrize(
+    ("value", "unit", "printed", "is_met"),
+    [
+        (79.6, "%", "80 %", True),
+        (79.4, "%", "79 %", False),
+        (1.595, "x", "1.59x", False),
+        (1.596, "x", "1.60x", True),
+    ],
+)
+def test_a_goal_is_met_by_the_figure_that_is_printed(
+    value: float, unit: str, printed: str, is_met: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goals, report = scripts(monkeypatch, "goals"), scripts(monkeypatch, "report_cpu")
+    at_least = 80.0 if unit == "%" else 1.6
+    found = goals.Found("x", "int8", "1b", "decode", value, at_least, unit)
+    assert (report._amount(found), found.is_met) == (printed, is_met)
+
+
 def test_what_was_made_halfway_is_made_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     files = scripts(monkeypatch, "workshop").Workshop(tmp_path, "135m")
 
@@ -113,6 +136,30 @@ def test_what_was_made_halfway_is_made_anew(monkeypatch: pytest.MonkeyPatch, tmp
         files.kept("a", fail)
     assert files.kept("a", lambda path: path.write_text("whole")).read_text() == "whole"
     assert files.kept("a", fail).read_text() == "whole"
+
+
+def test_the_pool_has_the_threads_asked_for_whatever_is_made_first() -> None:
+    """Checks of an export have sessions too, which must not decide on the size of the one pool."""
+    code = """
+        import argparse, sys
+        sys.path.insert(0, "benchmarks")
+        import side_by_side
+        from cleave import use_one_thread_pool
+        side_by_side.side_by_side = lambda *arguments: None
+        side_by_side.main("x", None, (), argparse.Namespace(threads=3))
+        print(use_one_thread_pool())
+    """
+    ended = process(["-c", textwrap.dedent(code)])
+    assert (ended.code, ended.out) == (0, "3\n"), ended.err
+
+
+def test_the_quality_of_what_is_timed_is_not_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    files = scripts(monkeypatch, "workshop").Workshop(tmp_path, "demo")
+    opened = Artifact.open(files.artifact("int8"))
+    assert opened.manifest.quantization is not None
+    assert opened.manifest.quality == {}
 
 
 def test_a_pair_is_measured_again_only_by_other_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from cleave import LLM, SamplingParams
 from cleave.errors import BenchError
 from cleave.export.artifact import Artifact
 from cleave.kvcache.step import Chunk
-from cleave.runtime.bench.fit import kv_bytes_for
+from cleave.runtime.bench.fit import Memory, kv_bytes_for
 from cleave.runtime.bench.latency import LatencyRequest, measure
 from cleave.runtime.bench.lockstep import Lockstep, decode_steps, ending_rows, prefill_steps
 from cleave.runtime.model import Model
@@ -82,17 +82,17 @@ def test_what_does_not_fit_the_memory_is_said_with_what_would(demo_artifact: Pat
     page = 16 * sum(2 * spec.kv_size for spec in opened.manifest.layer_specs) * 4
     weights = sum(tensor.nbytes for tensor in opened.tensors.values()) * 2
     free = weights + 100 * page
-    assert kv_bytes_for(opened, 10, 100, 61, free=free) == 100 * page
+    assert kv_bytes_for(opened, 10, 100, 61, Memory(free)) == 100 * page
     with pytest.raises(BenchError) as caught:
-        kv_bytes_for(opened, 11, 100, 61, free=free)
+        kv_bytes_for(opened, 11, 100, 61, Memory(free))
     message = str(caught.value)
     assert "batch 11 with prompt 100 and output 61 needs" in message
     assert (
         "batch 10 at this length, or 145 tokens a request, prompt and output together, at batch 11" in message
     )
-    assert kv_bytes_for(opened, 11, 100, 45, free=free) == 99 * page
+    assert kv_bytes_for(opened, 11, 100, 45, Memory(free)) == 99 * page
     with pytest.raises(BenchError, match="not even one such request would fit"):
-        kv_bytes_for(opened, 1, 100, 61, free=weights)
+        kv_bytes_for(opened, 1, 100, 61, Memory(weights))
 
 
 def test_what_does_not_fit_the_context_is_said_with_what_would(artifact: Callable[[str], Path]) -> None:

@@ -17,7 +17,13 @@ from cleave.runtime.bench.published import BATCHES, published
 from cleave.runtime.bench.serving import Timing, serving_figures
 
 LIMITS = Limits(1e10, {"float32": 1e11, "int8": 2e11})
-MODEL = {"source": "demo", "engine": "onnxruntime", "attention": "cpu", "dtype": "float32", "threads": 2}
+MODEL = {
+    "source": "demo",
+    "engine": "onnxruntime",
+    "attention": "cpu",
+    "products_in": "float32",
+    "device": "2 threads",
+}
 
 
 def rows() -> list[dict[str, Any]]:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import gc
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from command import REPOSITORY, Ended, process
 from crews import KINDS, PARTS, Counter
 
 from cleave.crew.borrowed import can_borrow
+from cleave.crew.callback import Callback
 from cleave.crew.crew import Crew
 from cleave.crew.semaphore import SemaphoreCrew
+from cleave.errors import EngineError
 
 every_kind = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 
@@ -205,16 +209,74 @@ if sys.argv[1] == "no files in memory":
     def memfd_create(name):
         raise OSError(1, "not permitted")
     os.memfd_create = memfd_create
-else:
+elif sys.argv[1] == "no such version":
     callback._API = 1 << 20
+else:
+    import onnxruntime
+    onnxruntime.InferenceSession = lambda *arguments, **options: 1 / 0
 made = crew.make_crew(2, "attention")
 print(type(made).__name__)
 """
 
 
-@pytest.mark.skipif(not can_borrow(), reason="threads are borrowed on Linux for x86-64 only")
-@pytest.mark.parametrize("why", ["no files in memory", "no such version"])
+borrowing = pytest.mark.skipif(not can_borrow(), reason="threads are borrowed on Linux for x86-64 only")
+
+
+@borrowing
+@pytest.mark.parametrize("why", ["no files in memory", "no such version", "no session"])
 def test_where_threads_cannot_be_borrowed_that_is_said(why: str) -> None:
     ended = script(REFUSED, why)
     assert ended.out.split() == ["SemaphoreCrew"]
     assert "ONNX Runtime does not lend its threads, so attention gets its own" in ended.err
+
+
+@pytest.fixture
+def callbacks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What becomes of callbacks and of the sessions that call into them, in order."""
+    seen: list[str] = []
+    end = Callback.close
+
+    def close(self: Callback) -> None:
+        if self._domain:
+            gc.collect()
+            seen.append("callback")
+        end(self)
+
+    made = ort.InferenceSession
+
+    def session(*arguments: Any, **options: Any) -> Any:
+        result = made(*arguments, **options)
+        weakref.finalize(result, seen.append, "session")
+        return result
+
+    monkeypatch.setattr(Callback, "close", close)
+    monkeypatch.setattr(ort, "InferenceSession", session)
+    return seen
+
+
+@borrowing
+@pytest.mark.parametrize("how", ["closed", "forgotten", "forgotten in a circle"])
+def test_a_borrowed_crew_ends_its_session_and_then_what_that_calls(how: str, callbacks: list[str]) -> None:
+    crew: Any = KINDS["borrowed"](3)
+    Counter(crew).run(20)
+    if how == "closed":
+        crew.close()
+        crew.close()
+    elif how == "forgotten in a circle":
+        crew.itself = crew
+    del crew
+    gc.collect()
+    assert callbacks == ["session", "callback"]
+
+
+@borrowing
+def test_where_the_session_fails_its_callback_is_closed(
+    callbacks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("no session today")
+
+    monkeypatch.setattr(ort, "InferenceSession", fail)
+    with pytest.raises(EngineError, match=r"ONNX Runtime .* cannot run an operator: no session today"):
+        KINDS["borrowed"](3)
+    assert callbacks == ["callback"]

@@ -106,6 +106,18 @@ def test_an_awq_version(model: Callable[..., Path], version: str) -> None:
     refused(folder, version, "reads gemm")
 
 
+def test_an_lm_head_that_is_quantised_stays_so(plain: Path, tmp_path: Path) -> None:
+    folder, _ = pack_checkpoint(plain, tmp_path, Packing(), only=(*LINEAR, "lm_head"))
+    refused(
+        folder,
+        "lm_head",
+        "quantised already",
+        "--no_quantize_lm_head",
+        kind=ExportError,
+        quantize_lm_head=False,
+    )
+
+
 def test_a_config_that_is_no_object(model: Callable[..., Path]) -> None:
     folder = model()
     edit_json(folder / "config.json", lambda config: config.update(quantization_config="gptq"))

@@ -30,9 +30,11 @@ from cleave.export.calibration import (
 )
 from cleave.export.exporter import ExportRequest, export
 from cleave.export.quality import MAX_KL, Quality
+from cleave.export.quantization import Quantization
 from cleave.kvcache.step import Chunk
 from cleave.runtime.model import Model, ModelOptions
 
+INT8 = Quantization("int8")
 TEXT = "\n\n".join(f"{'A line of some words. ' * count}" for count in (1, 3, 9, 27))
 
 
@@ -47,6 +49,15 @@ def text(tmp_path: Path) -> Path:
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plain")
     return make_checkpoint(folder, num_hidden_layers=2, intermediate_size=128, vocab_size=304)
+
+
+def broken(plain: Path, folder: Path) -> Path:
+    """A copy of the checkpoint that computes no numbers."""
+    model = copy_of(plain, folder)
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.norm.weight"] *= torch.nan
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    return model
 
 
 def windows_of(model: Path, text: str) -> list[npt.NDArray[np.int64]]:
@@ -183,10 +194,7 @@ def test_too_far_from_float32(refuse: Callable[..., None]) -> None:
 
 
 def test_a_model_that_gives_no_numbers(plain: Path, tmp_path: Path) -> None:
-    model = copy_of(plain, tmp_path / "model")
-    tensors = load_file(model / "model.safetensors")
-    tensors["model.norm.weight"] *= torch.nan
-    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    model = broken(plain, tmp_path / "model")
     with pytest.raises(ExportError) as error:
         export(ExportRequest(str(model), tmp_path / "out", check=False, quantize="int8"))
     assert_one_sentence(str(error.value), "", "nan", "--force")
@@ -218,11 +226,12 @@ def test_a_limit_without_a_reference(plain: Path, tmp_path: Path) -> None:
         (b"", ("empty", str(LEAST_TOKENS))),
         (b" \n\n\t\n", ("empty", str(LEAST_TOKENS))),
         (b"\xff\xfeA\x00", ("not UTF-8", "byte 0")),
+        (b"text, and then\0" * 400, ("is binary", "NUL")),
         (b"too short", ("has 9 tokens", str(LEAST_TOKENS))),
         (b"a\n\nb\n\n" * 400, ("has 0 tokens", str(LEAST_TOKENS))),
         (None, ("cannot be read", "No such file")),
     ],
-    ids=["empty", "blank", "not UTF-8", "short", "short documents", "missing"],
+    ids=["empty", "blank", "not UTF-8", "binary", "short", "short documents", "missing"],
 )
 def test_a_text_that_cannot_be_used(
     refuse: Callable[..., None], tmp_path: Path, data: bytes | None, words: tuple[str, ...]
@@ -259,13 +268,54 @@ def test_the_table_on_the_terminal(plain: Path, tmp_path: Path, text: Path) -> N
 
 
 def test_the_limit_is_met_exactly() -> None:
-    Quality("", 1, 2.0, 2.0, kl=0.1).check(0.1)
+    Quality("", 1, 2.0, 2.0, kl=0.1).check(0.1, INT8)
     with pytest.raises(ExportError):
-        Quality("", 1, 2.0, 2.0, kl=0.1001).check(0.1)
+        Quality("", 1, 2.0, 2.0, kl=0.1001).check(0.1, INT8)
     with pytest.raises(ExportError):
-        Quality("", 1, 2.0, 2.0, kl=math.nan).check(0.1)
+        Quality("", 1, 2.0, 2.0, kl=math.nan).check(0.1, INT8)
     with pytest.raises(ExportError):
-        Quality("", 1, math.inf).check(0.1)
+        Quality("", 1, math.inf).check(0.1, INT8)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "advice"),
+    [
+        (INT8, "leave --quantize out, leave lm_head out (--no_quantize_lm_head), or export it with --force"),
+        (Quantization("int8", lm_head=False), "leave --quantize out, or export it with --force"),
+        (Quantization("int4", 32, lm_head=False), "take --quantize int8, or export it with --force"),
+        (
+            Quantization("int4", 128),
+            "take --quantize int8, take a smaller --group_size, leave lm_head out (--no_quantize_lm_head), "
+            "or export it with --force",
+        ),
+    ],
+)
+def test_what_is_advised_comes_nearer_to_float32(quantization: Quantization, advice: str) -> None:
+    with pytest.raises(ExportError) as error:
+        Quality("", 1, 3.0, 2.0, kl=1.0).check(0.1, quantization)
+    assert str(error.value).endswith(f"nothing was exported: {advice}")
+
+
+def test_a_model_that_is_broken_in_float32_too_is_not_said_to_be_far_from_it() -> None:
+    with pytest.raises(ExportError) as error:
+        Quality("", 1, math.nan, math.nan, kl=math.nan).check(0.1, INT8)
+    assert_one_sentence(str(error.value), "the model has a perplexity of nan, in float32 too", "--force")
+
+
+def test_a_manifest_is_json_whatever_a_model_computes(plain: Path, tmp_path: Path, text: Path) -> None:
+    model = broken(plain, tmp_path / "model")
+    options = ("--quantize", "int8", "--calibration", text, "--no_check", "--force")
+    ended = cleave("export", "--model", model, "--output_dir", tmp_path / "out", *options)
+    assert ended.code == 0, ended.err
+    assert "nan" in ended.err
+    assert "forced" in ended.err
+
+    def no_json(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    written = json.loads((tmp_path / "out" / "manifest.json").read_text(), parse_constant=no_json)
+    assert written["quality"]["perplexity"] is None
+    assert read_manifest(tmp_path / "out").quality == written["quality"]
 
 
 def test_documents_are_windows_of_their_own(plain: Path) -> None:

@@ -146,6 +146,19 @@ def test_parts_of_another_quantisation_do_not_mix(
         assert_one_sentence(str(error.value), str(folder), "does not mix")
 
 
+@pytest.mark.parametrize(("method", "words"), [("int4", ("0", "32, 64, 128")), ("int8", ("for int4",))])
+def test_no_group_size_is_taken_for_that_of_the_other_parts(
+    method: str,
+    words: tuple[str, ...],
+    checkpoint: Callable[[str], Path],
+    quantized_artifact: Callable[..., Path],
+) -> None:
+    folder = quantized_artifact("gqa", quantize=method)
+    with pytest.raises(ExportError) as error:
+        export(ExportRequest(str(checkpoint("gqa")), folder, ("embed_tokens",), group_size=0))
+    assert_one_sentence(str(error.value), "group_size is", *words)
+
+
 # What is refused, before anything is traced.
 
 

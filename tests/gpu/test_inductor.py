@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from cleave import LLM, SamplingParams
 from cleave.export.artifact import Artifact
-from cleave.export.exporter import ExportRequest, export
 from cleave.kvcache.server import AttentionServer
 from cleave.kvcache.step import Chunk
-from cleave.runtime.engines.engine import EngineOptions, create_engine
+from cleave.runtime.engines.engine import EngineOptions
+from cleave.runtime.engines.inductor.engine import InductorEngine
 
 pytestmark = [
     pytest.mark.gpu,
@@ -30,11 +30,10 @@ DECODED = 6
 class Loaded:
     """An engine over the attention backend triton, and random tokens that it reads."""
 
-    def __init__(self, artifact: Artifact, **options: Any) -> None:
+    def __init__(self, artifact: Artifact) -> None:
         specs = artifact.manifest.layer_specs
-        self.engine: Any = create_engine(
-            "inductor", artifact, EngineOptions(max_tokens=128, max_sequences=8, **options)
-        )
+        # Not out of the engine cache: it compiles what these steps run, a quarter of what there is.
+        self.engine = InductorEngine(artifact, EngineOptions(max_tokens=128, max_sequences=8))
         self.attention = AttentionServer(
             specs,
             backend="triton",
@@ -69,20 +68,24 @@ class Loaded:
         self.attention.commit()
         return logits
 
+    def close(self) -> None:
+        self.engine.close()
+        self.attention.shutdown()
+
 
 @pytest.fixture(scope="module")
-def loaded(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Loaded]:
+def loaded(demo_in: Callable[[str], Path]) -> Iterator[Callable[[str], Loaded]]:
     """The demo checkpoint in a dtype."""
     made: dict[str, Loaded] = {}
 
     def get(dtype: str) -> Loaded:
         if dtype not in made:
-            folder = tmp_path_factory.mktemp(dtype)
-            export(ExportRequest(str(demo_checkpoint), folder, dtype=dtype, check=False))
-            made[dtype] = Loaded(Artifact.open(folder, verify=False))
+            made[dtype] = Loaded(Artifact.open(demo_in(dtype), verify=False))
         return made[dtype]
 
-    return get
+    yield get
+    for one in made.values():
+        one.close()
 
 
 class Ungraphed:

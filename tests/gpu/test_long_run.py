@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import random
 import threading
+import time
 from pathlib import Path
 
 import psutil
@@ -20,6 +22,7 @@ from cleave.runtime.stream import Stream
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.slow,
+    pytest.mark.usefixtures("few_functions"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
 ]
 STEPS, EARLY = 10_000, 2_000
@@ -34,7 +37,7 @@ class Client(threading.Thread):
     """Asks, reads some or all of the answer, and asks again, until it is told to end."""
 
     def __init__(self, llm: LLM, seed: int, ended: threading.Event) -> None:
-        super().__init__()
+        super().__init__(daemon=True)
         self._llm, self._random, self._ended = llm, random.Random(seed), ended
         self.error: BaseException | None = None
         self.left_early = 0
@@ -74,7 +77,9 @@ class Client(threading.Thread):
         assert stream.completions()[0].finish_reason in ("stop", "length")
 
 
-def test_ten_thousand_steps_lose_no_page_and_no_memory(demo_artifact: Path) -> None:
+def test_ten_thousand_steps_lose_no_page_and_no_memory(
+    demo_artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     specs = Artifact.open(demo_artifact, verify=False).manifest.layer_specs
     with LLM(
         demo_artifact,
@@ -86,31 +91,39 @@ def test_ten_thousand_steps_lose_no_page_and_no_memory(demo_artifact: Path) -> N
         kv_cache_bytes=PAGES * page_bytes(specs, 16, ITEM_BYTES["float16"]),
     ) as llm:
         assert llm.model.attention.num_pages == PAGES
-        ended = threading.Event()
-        clients = [Client(llm, seed, ended) for seed in range(CLIENTS)]
-        for client in clients:
-            client.start()
-        early = _memory_after(llm, EARLY, clients)
-        late = _memory_after(llm, STEPS, clients)
-        ended.set()
-        for client in clients:
-            client.join()
-        assert llm.wait_until_idle(60)
+        left_early, held = 0, []
+        for number, steps in enumerate(range(EARLY, STEPS + 1, EARLY)):
+            began = time.monotonic()
+            left_early += _load_until(llm, steps, number)
+            gc.collect()
+            held.append((torch.cuda.memory_allocated(), psutil.Process().memory_info().rss))
+            with capsys.disabled():
+                print(f"\n{llm.stats().steps:,} steps: {time.monotonic() - began:.1f} s", end="", flush=True)
         stats = llm.stats()
-        assert [client.error for client in clients if client.error] == []
         assert stats.preemptions > 50
-        assert sum(client.left_early for client in clients) > 50
+        assert left_early > 50
         assert "error" not in stats.ended
         assert (stats.running, stats.waiting, stats.pages_used) == (0, 0, 0)
         llm.model.attention.check()
         assert llm.model.attention.free_pages == PAGES
-        assert late[0] <= early[0]  # of the device, held by tensors; a graph or a buffer more would show
-        assert late[1] < early[1] + GROWTH
+    early, late = held[0], held[-1]
+    assert late[0] <= early[0]  # bytes of the device that tensors hold
+    assert late[1] < early[1] + GROWTH
 
 
-def _memory_after(llm: LLM, steps: int, clients: list[Client]) -> tuple[int, int]:
-    """Bytes of the device that torch has reserved, and those of this process, once so many steps have run."""
-    while llm.stats().steps < steps:
-        assert all(client.is_alive() for client in clients), [client.error for client in clients]
-        clients[0].join(0.05)
-    return torch.cuda.memory_reserved(), psutil.Process().memory_info().rss
+def _load_until(llm: LLM, steps: int, seed: int) -> int:
+    """Let clients ask until so many steps have run and all is answered; how often one left early."""
+    ended = threading.Event()
+    clients = [Client(llm, seed * CLIENTS + index, ended) for index in range(CLIENTS)]
+    for client in clients:
+        client.start()
+    try:
+        while llm.stats().steps < steps and all(client.is_alive() for client in clients):
+            clients[0].join(0.05)
+    finally:
+        ended.set()
+    for client in clients:
+        client.join()
+    assert [client.error for client in clients if client.error] == []
+    assert llm.wait_until_idle(60)
+    return sum(client.left_early for client in clients)

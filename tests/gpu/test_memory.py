@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from cleave import LLM, SamplingParams
 from cleave.errors import EngineError
 from cleave.kvcache.step import Chunk
+from cleave.runtime.engines.engine import device_engine
 from cleave.runtime.model import Model
 from cleave.runtime.model_options import ModelOptions
 
@@ -23,29 +26,31 @@ pytestmark = [
 
 def test_a_decode_step_allocates_nothing(demo_artifact: Path) -> None:
     """Not even out of what torch keeps; before, each size was run once, as it is when a model is loaded."""
-    model = Model(demo_artifact, ModelOptions(engine="inductor", verify=False, max_sequences=8))
-    engine, attention = model.engine, model.attention
-    for sequence in range(8):
-        attention.open(sequence)
-    for sequences in (range(8), range(3), range(1)):
-        before = torch.cuda.memory_stats()
-        for _ in range(40):
-            attention.plan([Chunk(sequence, attention.length(sequence), 1) for sequence in sequences])
-            rows = np.arange(len(sequences))
-            engine.run_on_device(rows, rows, attention)  # type: ignore[attr-defined]
-            attention.commit()
-        after = torch.cuda.memory_stats()
-        for count in ("allocation.all.allocated", "num_device_alloc", "reserved_bytes.all.current"):
-            assert after[count] == before[count], count
-    model.close()
+    options = ModelOptions(engine="inductor", verify=False, max_sequences=8)
+    with closing(Model(demo_artifact, options)) as model:
+        engine, attention = device_engine(model.engine), model.attention
+        assert engine is not None
+        for sequence in range(8):
+            attention.open(sequence)
+        for sequences in (range(8), range(3), range(1)):
+            before = torch.cuda.memory_stats()
+            for _ in range(40):
+                attention.plan([Chunk(sequence, attention.length(sequence), 1) for sequence in sequences])
+                rows = np.arange(len(sequences))
+                engine.launch(rows, rows, attention)
+                attention.commit()
+            after = torch.cuda.memory_stats()
+            for count in ("allocation.all.allocated", "num_device_alloc", "reserved_bytes.all.current"):
+                assert after[count] == before[count], count
 
 
 def test_serving_takes_no_memory_from_the_device(demo_artifact: Path) -> None:
-    with LLM(demo_artifact, "inductor", verify=False, max_sequences=16) as llm:
+    with LLM(demo_artifact, "inductor", verify=False, max_sequences=16, prefix_cache=False) as llm:
         prompts = [[3 + length % 50] * length for length in range(1, 60)]
         llm.generate(prompts, SamplingParams(max_tokens=20, ignore_eos=True))
         torch.cuda.synchronize()
         before = torch.cuda.memory_stats()
+        # The same steps: all prompts are queued before the first of them.
         llm.generate(prompts, SamplingParams(max_tokens=20, ignore_eos=True))
         torch.cuda.synchronize()
         after = torch.cuda.memory_stats()
@@ -55,7 +60,8 @@ def test_serving_takes_no_memory_from_the_device(demo_artifact: Path) -> None:
 
 @pytest.fixture
 def room() -> Iterator[None]:
-    """Gives the memory back that a test left free of limits."""
+    """What other tests have left is given back before, and limits are lifted behind."""
+    gc.collect()
     torch.cuda.empty_cache()
     yield
     torch.cuda.set_per_process_memory_fraction(1.0)
@@ -73,13 +79,14 @@ def limit_to(more: int) -> None:
     ("more", "message"),
     [
         (2 << 20, r"cuda:0 is full after .* of weights; take a GPU with more memory"),
-        (80 << 20, r"cuda:0 has no room for a step of 65536 tokens beside .*; lower max_tokens_per_step"),
+        (120 << 20, r"cuda:0 has no room for a step of 65536 tokens beside .*; lower max_tokens_per_step"),
     ],
     ids=["weights", "step"],
 )
 def test_a_device_that_is_too_small_says_what_to_lower(demo_artifact: Path, more: int, message: str) -> None:
     options = ModelOptions(engine="inductor", verify=False, max_tokens_per_step=65536, max_sequences=512)
     Model(demo_artifact, ModelOptions(engine="inductor", verify=False, max_sequences=1)).close()  # built
+    gc.collect()
     torch.cuda.empty_cache()
     limit_to(more)
     with pytest.raises(EngineError, match=message):

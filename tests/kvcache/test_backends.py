@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from attention_cases import Case, cases, draw_data, served, truth
+from attention_cases import Case, cases, draw_data, options, served, truth
 from hypothesis import HealthCheck, example, given, settings
 
+from cleave.errors import AttentionError
 from cleave.kvcache.server import AttentionServer
 from cleave.kvcache.spec import AttentionSpec, RopeSpec
 from cleave.kvcache.step import Chunk
@@ -69,3 +70,22 @@ def test_the_reference_takes_half_precision_tensors(dtype: str, tolerance: float
         server.commit()
     expected = truth(spec, *(x.float().numpy() for x in (q, k, v)))
     np.testing.assert_allclose(out.float().numpy(), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("backend", [name for name in (*BACKENDS, "triton") if name != "reference"])
+def test_a_plan_that_fails_leaves_no_step(backend: str) -> None:
+    """Not the one before it either, whose rows would be read as those of the new one."""
+    if backend == "triton":
+        pytest.importorskip("triton")
+    spec = AttentionSpec(2, 2, 16, 0.25, None)
+    server = AttentionServer(
+        [spec], backend=backend, num_pages=2, max_position=32, max_tokens=8, **options(backend, (spec,))
+    )
+    server.open(0)
+    server.plan([Chunk(0, 0, 3)])
+    with pytest.raises(AttributeError):
+        server._backend.plan(None)  # type: ignore[arg-type]
+    with pytest.raises(AttentionError, match="no step is planned"):
+        server.run(0, None, None, None, None)
+    assert server.graph_key is None
+    server.shutdown()

@@ -137,6 +137,11 @@ def test_steps_and_rows_have_their_limits() -> None:
     with pytest.raises(AttentionError, match="no step is planned"):
         backend.run(0, None, None, None, None)
     decoding = Decoding((5, 3), SPEC, "float16", {"max_sequences": 2}, backend="flashinfer")
+    decoding.server.plan([Chunk(0, 5, 1)])
+    with pytest.raises(AttributeError):
+        decoding.server._backend.plan(None)  # type: ignore[arg-type]
+    assert decoding.server.graph_key is None
+    decoding.server.rollback()
     with pytest.raises(AttentionError, match="max_sequences allows 2"):
         decoding.step([0, 1], spare=1)
 

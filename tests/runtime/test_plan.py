@@ -117,6 +117,7 @@ def test_the_verb_prints_a_table_or_json(demo_checkpoint: Path) -> None:
     table = runner.invoke(application(), ["plan", str(demo_checkpoint), "--memory", "1GiB"])
     assert table.exit_code == 0
     assert "requests that fit" in table.stdout
+    assert "The CPU engines compute in float32: for them, plan with --dtype float32.\n" in table.stdout
     answer = runner.invoke(application(), ["plan", str(demo_checkpoint), "--memory", "1GiB", "--json"])
     figures = json.loads(answer.stdout)
     assert figures["requests"] == plan_shape(ModelShape.of(demo_checkpoint), GIB).requests

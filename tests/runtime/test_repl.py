@@ -144,6 +144,9 @@ def test_in_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_leaves(demo_artifact: 
             begin, at = at, terminal.wait_for("pages used", at)
             used = re.findall(r"(\d+) of \d+ pages used", terminal.shown[begin:at])[0]
             at = terminal.wait_for("> ", at)
+        terminal.type("\x1b[A\n")  # arrow up: the line before
+        at = terminal.wait_for("pages used", at)
+        at = terminal.wait_for("> ", at)
         terminal.type("\x04")
         assert terminal.ended() == 0
     except BaseException:

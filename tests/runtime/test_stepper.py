@@ -175,9 +175,6 @@ class DeviceEngine(Engine):
         best, likeliest = logits.max(dim=-1)
         return DeviceOutput(logits, likeliest, best)
 
-    def run_on_device(self, token_ids: Any, logit_rows: Any, attention: Any) -> Any:
-        return self.launch(token_ids, logit_rows, attention).logits
-
 
 class OnlyEven:
     """A grammar that allows even tokens from 60 on."""

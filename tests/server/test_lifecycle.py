@@ -9,11 +9,14 @@ import socket
 import threading
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from command import cleave, process
 from served import ServedProcess, until
+
+from cleave.runtime.server.lifecycle import Server
 
 PROMPT = "San Francisco is a"
 LONG = {"prompt": PROMPT, "max_tokens": 600, "ignore_eos": True, "stream": True}
@@ -53,6 +56,52 @@ def test_the_drain_has_an_end(demo_artifact: Path) -> None:
         assert json.loads(events[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "abort"
         assert server.ended() == 0
         assert "drain_timeout is over" in "".join(server.log)
+
+
+def test_a_second_signal_calls_off_what_runs(demo_artifact: Path) -> None:
+    with ServedProcess(demo_artifact, "--drain_timeout", "3000") as server:
+        body = {**LONG, "max_tokens": 4000}
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGINT)
+            until(lambda: "draining" in "".join(server.log))
+            server.process.send_signal(signal.SIGINT)
+            events = [line for line in lines if line]
+        assert events[-1] == "data: [DONE]"
+        assert json.loads(events[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "abort"
+        assert server.ended() == 0
+        assert "a second signal came; what runs is called off requests=1" in "".join(server.log)
+        assert "Traceback" not in "".join(server.log)
+
+
+def test_a_third_signal_waits_for_nobody(demo_artifact: Path) -> None:
+    """Not even for a client that does not read: its connection is cut, and that is no error."""
+    with ServedProcess(demo_artifact, "--drain_timeout", "3000") as server, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect((urlsplit(server.url).hostname, urlsplit(server.url).port))
+        body = json.dumps({**LONG, "max_tokens": 4000, "logprobs": 20}).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+        client.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
+        assert client.recv(1) == b"H"
+        for words in ("draining", "called off"):
+            server.process.send_signal(signal.SIGINT)
+            until(lambda words=words: words in "".join(server.log))
+        server.process.send_signal(signal.SIGINT)
+        assert server.ended() == 0
+        assert "Traceback" not in "".join(server.log)
+
+
+def test_idle_connections_are_closed_by_clients(demo_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that closes them first may do so while a client sends its next request."""
+    seen: list[int] = []
+
+    def run(server: Server, sockets: list[socket.socket]) -> None:
+        seen.append(server.config.timeout_keep_alive)
+
+    monkeypatch.setattr(Server, "run", run)
+    assert cleave("serve", demo_artifact, "--port", 0).code == 0
+    assert seen[0] > (httpx.Limits().keepalive_expiry or 0)
 
 
 def test_the_log_in_json_names_requests_and_no_prompts(demo_artifact: Path) -> None:
@@ -114,6 +163,7 @@ def test_a_port_that_is_taken(demo_artifact: Path) -> None:
         port = taken.getsockname()[1]
         cleave("serve", demo_artifact, "--port", port).refused(f"127.0.0.1:{port}", "--port")
     cleave("serve", demo_artifact, "--host", "no.such.host.invalid").refused("no.such.host.invalid:8000")
+    cleave("serve", demo_artifact, "--host", "2001:db8::1").refused("[2001:db8::1]:8000")  # of nobody
 
 
 @pytest.mark.parametrize(

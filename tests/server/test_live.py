@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -15,7 +16,6 @@ import pytest
 from served import Served, until
 
 from cleave import LLM, AsyncLLM, SamplingParams
-from cleave.errors import EngineError
 from cleave.kvcache.page_map import CACHED, FREE, SHARED
 from cleave.runtime.bench.limits import Limits
 from cleave.runtime.observer import StepReport
@@ -267,12 +267,20 @@ def test_measured_limits_show_in_the_frames(demo_artifact: Path) -> None:
     raise AssertionError("no frame has it")
 
 
-def test_limits_of_the_processor_are_for_models_that_run_there(demo_artifact: Path) -> None:
-    with (
-        LLM(demo_artifact, attention="reference") as llm,
-        pytest.raises(EngineError, match="--measure_limits"),
-    ):
-        LimitShare.measured(llm.model)
+@pytest.mark.parametrize(("quantize", "rate"), [("int8", "int8"), (None, "float32")])
+def test_the_limits_are_those_of_the_products_that_the_engine_computes(
+    quantize: str | None, rate: str, demo_artifact: Path, quantized_artifact: Callable[..., Path]
+) -> None:
+    folder = quantized_artifact("demo", quantize=quantize) if quantize else demo_artifact
+    step: Any = SimpleNamespace(
+        chunks=[SimpleNamespace(sequence=SimpleNamespace(id=0), start=0, count=3)],
+        generated_tokens=1,
+        seconds=1.0,
+    )
+    with LLM(folder, attention="reference") as llm:
+        assert LimitShare.measured(llm.model).of(step) > 0
+        one, two = (LimitShare(llm.model, Limits(1e30, {rate: each})).of(step) for each in (2e12, 1e12))
+        assert two == pytest.approx(2 * one)
 
 
 def test_cells_of_many_pages_show_what_is_used() -> None:

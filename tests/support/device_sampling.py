@@ -44,6 +44,7 @@ def kinds(vocab: int) -> list[dict[str, Any] | None]:
         {"temperature": 0.6, "bad_words": "x", "logit_bias": {9: 30.0, 12: 8.0}, "frequency_penalty": -1.0},
         {"temperature": 50.0, "top_k": 3},
         {"temperature": 0.01, "top_p": 0.5},
+        {"temperature": 1.0, "min_tokens": 2, "logprobs": 5},
     ]
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from cleave.runtime.engine_cache.cache import EngineCache
 from cleave.runtime.engine_cache.key import EngineKey
 
 FIELDS: dict[str, Any] = {
@@ -39,3 +42,12 @@ class Builder:
         (folder / "middle.plan").write_bytes(bytes(self.size))
         (folder / "deep").mkdir()
         (folder / "deep" / "notes.json").write_text("{}", "utf-8")
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "cleave"]
+
+
+def remains(cache: EngineCache) -> list[str]:
+    """What is in the cache's folder, without locks."""
+    return sorted(path.name for path in cache.directory.iterdir() if path.name != ".locks")

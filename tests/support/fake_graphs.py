@@ -56,6 +56,11 @@ class FakeGraphs:
             self.replays += 1
             return result
         given = step()
+        self.capture(size, key, step)
+        return given
+
+    def capture(self, size: int, key: Hashable, step: Callable[[], torch.Tensor]) -> None:
+        """See `DecodeGraphs.capture`."""
         self._state.recorded = []
         try:
             with _Recorder(self._state.recorded):
@@ -64,7 +69,6 @@ class FakeGraphs:
         finally:
             self._state.recorded = None
         self.captures.append((size, key))
-        return given
 
     def clear(self) -> None:
         """See `DecodeGraphs.clear`."""

@@ -7,33 +7,21 @@ answered so here; what it leaves undefined raises `RuleBroken`.
 
 from __future__ import annotations
 
-import ctypes
 import enum
 import gc
 import json
-import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
+from fake_tensorrt_pieces import DTYPES, Arguments, on_gpu, on_host
+from fake_tensorrt_plans import MAGIC, VERSION
 
-from cleave.export.artifact import Artifact
-from cleave.export.pieces import Piece, cut
-from cleave.runtime.engines.inductor.program import program_of
-from cleave.runtime.engines.tensorrt_rtx.build import distinct
-from cleave.runtime.engines.tensorrt_rtx.plan import EngineDescription, PieceDescription, TensorDescription
-from cleave.runtime.engines.tensorrt_rtx.profiles import Profiles
-
-VERSION = "1.7.1.fake"
-_MAGIC = b"fake plan\n"
 _ALIGNED = 64
 """What torch aligns host memory to; on a GPU TensorRT asks for 256, and torch gives 512."""
-_DTYPES = {1: ("FLOAT", np.float32), 10: ("HALF", np.float16), 7: ("INT64", np.int64)}
 
 
 class RuleBroken(AssertionError):
@@ -140,13 +128,13 @@ class Runtime:
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
         self._state.outside_capture("an engine is loaded")
-        if not serialized_engine.startswith(_MAGIC):
+        if not serialized_engine.startswith(MAGIC):
             self._logger.log(_Logger.Severity.ERROR, "the magic tag does not match")
             return None
-        return ICudaEngine(self._logger, self._state, self, serialized_engine[len(_MAGIC) :])
+        return ICudaEngine(self._logger, self._state, self, serialized_engine[len(MAGIC) :])
 
     def get_engine_validity(self, buffer: bytes) -> tuple[Any, int]:
-        if buffer.startswith(_MAGIC):
+        if buffer.startswith(MAGIC):
             return Library.EngineValidity.VALID, 0
         return Library.EngineValidity.INVALID, int(Library.EngineInvalidityDiagnostics.MALFORMED_ENGINE)
 
@@ -209,7 +197,7 @@ class ICudaEngine:
         return self._io[name][0]
 
     def get_tensor_dtype(self, name: str) -> Any:
-        return Library.DataType[_DTYPES[self._io[name][1].elem_type][0]]
+        return Library.DataType[DTYPES[self._io[name][1].elem_type][0]]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return tuple(dim.dim_value or -1 for dim in self._io[name][1].shape.dim)
@@ -218,7 +206,7 @@ class ICudaEngine:
         return [dim.dim_param or dim.dim_value for dim in self._io[name][1].shape.dim]
 
     def array_type(self, name: str) -> Any:
-        return _DTYPES[self._io[name][1].elem_type][1]
+        return DTYPES[self._io[name][1].elem_type][1]
 
     def create_runtime_config(self) -> IRuntimeConfig:
         return IRuntimeConfig()
@@ -367,92 +355,3 @@ def _tensors(device: str) -> Iterator[torch.Tensor]:
     for item in gc.get_objects():
         if type(item) is torch.Tensor and item._base is None and item.device.type == device:
             yield item
-
-
-Arguments = dict[str, tuple[int, tuple[int, ...]]]
-"""Address and shape of every input and output."""
-
-
-def on_host(model: onnx.ModelProto) -> Callable[[Arguments], None]:
-    """Computes a piece by ONNX Runtime."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    inputs = {value.name: _element(value) for value in model.graph.input}
-    outputs = {value.name: _element(value) for value in model.graph.output}
-
-    def array(place: tuple[int, tuple[int, ...]], dtype: Any) -> np.ndarray:
-        size = math.prod(place[1]) * np.dtype(dtype).itemsize
-        return np.frombuffer((ctypes.c_char * size).from_address(place[0]), dtype).reshape(place[1])
-
-    def compute(arguments: Arguments) -> None:
-        given = {name: array(arguments[name], dtype) for name, dtype in inputs.items()}
-        results = session.run(list(outputs), given)
-        for (name, dtype), result in zip(outputs.items(), results, strict=True):
-            array(arguments[name], dtype)[:] = result
-
-    return compute
-
-
-def on_gpu(model: onnx.ModelProto) -> Callable[[Arguments], None]:
-    """Computes a piece by torch, on the current stream."""
-    inputs = {value.name: _element(value) for value in model.graph.input}
-    outputs = {value.name: _element(value) for value in model.graph.output}
-    program = program_of(Piece(model, tuple(inputs), tuple(outputs), {}, {}), "a piece")
-
-    def tensor(place: tuple[int, tuple[int, ...]], dtype: Any) -> torch.Tensor:
-        class Memory:
-            __cuda_array_interface__: ClassVar[dict[str, Any]] = {
-                "data": (place[0], False),
-                "shape": place[1],
-                "typestr": np.dtype(dtype).str,
-                "version": 3,
-                "stream": None,
-            }
-
-        return torch.as_tensor(Memory(), device="cuda")
-
-    def compute(arguments: Arguments) -> None:
-        results = program.module(*(tensor(arguments[name], dtype) for name, dtype in inputs.items()))
-        for (name, dtype), result in zip(outputs.items(), results, strict=True):
-            tensor(arguments[name], dtype).copy_(result)
-
-    return compute
-
-
-def _element(value: onnx.ValueInfoProto) -> Any:
-    return _DTYPES[value.type.tensor_type.elem_type][1]
-
-
-def write_plans(
-    artifact: Artifact, profiles: Profiles, folder: Path, capabilities: tuple[str, ...] = ("8.9",)
-) -> None:
-    """What a build would leave in `folder`, for the fake library."""
-    pieces = []
-    for name, piece in distinct(cut(artifact.batchful_graph())).items():
-        head = json.dumps({"name": name, "profiles": [_limits(profile) for profile in profiles]})
-        plan = _MAGIC + head.encode() + b"\n" + piece.model.SerializeToString()
-        (folder / f"{name}.plan").write_bytes(plan)
-        pieces.append(describe(name, piece, len(plan)))
-    EngineDescription(VERSION, capabilities, profiles, tuple(pieces)).write(folder)
-
-
-def describe(name: str, piece: Piece, size: int) -> PieceDescription:
-    """What engine.json says of a piece."""
-    sides = (
-        tuple(
-            TensorDescription(
-                value.name,
-                _DTYPES[value.type.tensor_type.elem_type][0],
-                tuple(dim.dim_value or -1 for dim in value.type.tensor_type.shape.dim),
-            )
-            for value in values
-        )
-        for values in (piece.model.graph.input, piece.model.graph.output)
-    )
-    return PieceDescription(name, size, 0.0, *sides)
-
-
-def _limits(profile: Any) -> dict[str, list[int]]:
-    return {name: [size.low, size.high] for name, size in profile.dimensions.items()}

@@ -85,7 +85,7 @@ class InductorBuilder:
         table.add_column("profile")
         for line in json.loads((folder / _REPORT).read_text("utf-8")):
             file = folder / file_name(line["piece"], line["rows"])
-            size = f"{file.stat().st_size:,}" if file.exists() else "not kept"
+            size = f"{file.stat().st_size:,}" if file.exists() else "none"
             table.add_row(line["piece"], size, f"{line['seconds']:.1f}", _rows(line["rows"]))
         return table
 

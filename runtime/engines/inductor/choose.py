@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, astuple, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from cleave.runtime.engines.inductor.small import Blocks, add_norm, small_linear, small_norm, split_linear
+from cleave.runtime.engines.inductor.small_launch import Blocks, add_norm, block_rows, linear, multiply, norm
 
 Tensor = torch.Tensor
 Call = Callable[[Tensor], Any]
@@ -54,9 +56,10 @@ class Linear:
 class Chooser:
     """Times the candidates for a layer once, and remembers the fastest."""
 
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, dtype: torch.dtype, device: torch.device, kept: Path | None = None) -> None:
+        """`kept` is a file that `keep` wrote for such a device, or None."""
         self._dtype, self._device = dtype, device
-        self._chosen: dict[Linear, Blocks | None] = {}
+        self._chosen = {} if kept is None else _read(kept)
 
     def __call__(self, layer: Linear) -> Blocks | None:
         """The blocks of the own kernel; None where the library's product is faster."""
@@ -69,18 +72,46 @@ class Chooser:
         """What was chosen so far."""
         return dict(self._chosen)
 
+    def keep(self, file: Path) -> None:
+        """Write what was chosen, for the next start."""
+        lines = [
+            {"layer": asdict(layer), "blocks": blocks and astuple(blocks)}
+            for layer, blocks in self._chosen.items()
+        ]
+        file.write_text(json.dumps(lines, indent=1) + "\n", "utf-8")
+
+    def compile(self, layers: Iterable[Linear]) -> None:
+        """Compile the kernels of all candidates for these layers; for use in `compiled_side_by_side`."""
+        for layer in layers:
+            if layer not in self._chosen:
+                x, calls = self._calls(layer, _candidates(layer), torch.device("meta"), 1)
+                for candidate in calls:
+                    for call in candidate:
+                        call(norm(x, torch.empty_like(x[0]), 1e-5))
+
     def _choose(self, layer: Linear) -> Blocks | None:
-        height, width = layer.height, layer.width
-        out = height // 2 if layer.swiglu else height
-        make = torch.Generator(self._device).manual_seed(0)
-        options = {"dtype": self._dtype, "device": self._device, "generator": make}
-        count = max(2, -(-_COLD // (height * width * self._dtype.itemsize)))
-        weights = [torch.randn(height, width, **options) for _ in range(count)]  # type: ignore[call-overload]
-        x = torch.randn(layer.rows, width, **options)  # type: ignore[call-overload]
-        norm = torch.ones_like(x[0]) if layer.norm else None
+        candidates = _candidates(layer)
+        count = max(2, -(-_COLD // (layer.height * layer.width * self._dtype.itemsize)))
+        x, calls = self._calls(layer, candidates, self._device, count)
+        seconds = seconds_of(x, calls)
+        if not layer.norm_after:
+            seconds[0] += _LAUNCH * (layer.norm + layer.swiglu + layer.residual)
+        return fastest(candidates, seconds)
+
+    def _calls(
+        self, layer: Linear, candidates: Sequence[Blocks | None], device: torch.device, count: int
+    ) -> tuple[Tensor, list[list[Call]]]:
+        """An input, and for each candidate the layer of each of `count` weights."""
+        out = layer.height // 2 if layer.swiglu else layer.height
+        options: dict[str, Any] = {"dtype": self._dtype, "device": device}
+        weights = [torch.empty(layer.height, layer.width, **options) for _ in range(count)]
+        x = torch.empty(layer.rows, layer.width, **options)
+        if device.type != "meta":
+            make = torch.Generator(device).manual_seed(0)
+            for tensor in (*weights, x):
+                tensor.normal_(generator=make)
+        factors = torch.ones_like(x[0]) if layer.norm else None
         residual = x.new_zeros(layer.rows, out) if layer.residual else None
-        own = _SPLIT if layer.norm_after else _VECTOR if layer.rows == 1 else _MATRIX
-        candidates = (None, *own)
         calls: list[list[Call]] = []
         for blocks in candidates:
             if layer.norm_after and residual is not None:
@@ -88,12 +119,22 @@ class Chooser:
             elif blocks is None:
                 calls.append([partial(F.linear, weight=one) for one in weights])
             else:
-                rest = (norm, residual, 1e-5, layer.swiglu, list(astuple(blocks)))
+                rest = (factors, residual, 1e-5, layer.swiglu, blocks)
                 calls.append([partial(_own, one, rest) for one in weights])
-        seconds = seconds_of(x, calls)
-        if not layer.norm_after:
-            seconds[0] += _LAUNCH * (layer.norm + layer.swiglu + layer.residual)
-        return fastest(candidates, seconds)
+        return x, calls
+
+
+def _candidates(layer: Linear) -> tuple[Blocks | None, ...]:
+    """The library's product first."""
+    return (None, *(_SPLIT if layer.norm_after else _VECTOR if layer.rows == 1 else _MATRIX))
+
+
+def _read(file: Path) -> dict[Linear, Blocks | None]:
+    """What `Chooser.keep` wrote; nothing where there is no such file."""
+    if not file.is_file():
+        return {}
+    lines = json.loads(file.read_text("utf-8"))
+    return {Linear(**line["layer"]): line["blocks"] and Blocks(*line["blocks"]) for line in lines}
 
 
 def fastest(candidates: Sequence[Blocks | None], seconds: Sequence[float]) -> Blocks | None:
@@ -103,12 +144,15 @@ def fastest(candidates: Sequence[Blocks | None], seconds: Sequence[float]) -> Bl
 
 
 def _own(weight: Tensor, rest: tuple[Any, ...], x: Tensor) -> Any:
-    return small_linear(x, weight, *rest)
+    return linear(x, weight, *rest)
 
 
 def _and_norm(weight: Tensor, residual: Tensor, blocks: Blocks | None, x: Tensor) -> Any:
     """With the residual and the norm behind it, as `fuse_small_linears` makes them."""
-    parts = F.linear(x, weight)[None] if blocks is None else split_linear(x, weight, list(astuple(blocks)))
+    if blocks is None:
+        parts = F.linear(x, weight)[None]
+    else:
+        parts = multiply(x, weight, None, False, blocks, block_rows(len(x)))
     return add_norm(parts, residual, residual[0], 1e-5)
 
 
@@ -133,14 +177,14 @@ def _capture(x: Tensor, ones: Tensor, calls: Sequence[Call]) -> torch.cuda.CUDAG
 
     try:
         for call in calls:
-            call(small_norm(x, ones, 1e-5))  # compiled here: a capture must not
+            call(norm(x, ones, 1e-5))  # compiled here: a capture must not
     except OutOfResources:
         return None
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for call in calls:
-            call(small_norm(x, ones, 1e-5))
+            call(norm(x, ones, 1e-5))
     return graph
 
 

@@ -19,8 +19,9 @@ from cleave.runtime.engines.inductor.device import check_deterministic, check_de
 from cleave.runtime.engines.inductor.functions import Functions
 from cleave.runtime.engines.inductor.graphs import DecodeGraphs, batch_sizes
 from cleave.runtime.engines.inductor.inputs import StepInputs, StepNumbers, check_rows
-from cleave.runtime.engines.inductor.outputs import StepOutputs, first_rows
+from cleave.runtime.engines.inductor.outputs import HostLogits, StepOutputs, first_rows
 from cleave.runtime.engines.inductor.weights import DeviceWeights
+from cleave.runtime.engines.no_attention import NoAttention
 
 Tensor = torch.Tensor
 _Array = npt.NDArray[Any]
@@ -77,7 +78,7 @@ class InductorEngine:
         self._graphs = DecodeGraphs(sizes, device) if is_gpu else None
         self._inputs = StepInputs(max(options.max_tokens, sizes[-1]), device)
         self._outputs = StepOutputs(self._inputs.sampled)
-        self._logits = torch.empty(0, manifest.vocab_size, pin_memory=is_gpu)
+        self._host_logits = HostLogits(manifest.vocab_size, device)
         self._observer: Observer | None = None
 
     @property
@@ -92,12 +93,7 @@ class InductorEngine:
 
     def run(self, token_ids: _Array, logit_rows: _Array, attention: Attention) -> _Array:
         """See `Engine.run`."""
-        logits = self.run_on_device(token_ids, logit_rows, attention)
-        if len(logits) > len(self._logits):
-            self._logits = torch.empty(logits.shape, pin_memory=self._logits.is_pinned())
-        self._logits[: len(logits)].copy_(logits)
-        result: _Array = self._logits[: len(logits)].numpy()
-        return result
+        return self._host_logits.fetch(self.launch(token_ids, logit_rows, attention).logits)
 
     def launch(
         self,
@@ -123,18 +119,13 @@ class InductorEngine:
             attention = _FirstRows(attention, tokens)
         return first_rows(self._step(given, attention), len(logit_rows))
 
-    def run_on_device(self, token_ids: _Array | Tensor, logit_rows: _Array, attention: Attention) -> Tensor:
-        """See `DeviceEngine.run_on_device`."""
-        logits: Tensor = self.launch(token_ids, logit_rows, attention).logits
-        return logits
-
     def free_memory(self) -> int | None:
         """See `DeviceEngine.free_memory`: runs the largest step over an attention that does nothing."""
         if self._torch_device.type != "cuda":
             return None
         tokens, rows = self._options.max_tokens, min(self._options.max_tokens, self._options.max_sequences)
         try:
-            self.run_on_device(np.zeros(tokens, np.int64), np.arange(rows), _NoAttention())
+            self.launch(np.zeros(tokens, np.int64), np.arange(rows), NoAttention())
             torch.cuda.synchronize(self._torch_device)
         except torch.OutOfMemoryError:
             raise EngineError(
@@ -203,10 +194,3 @@ class _FirstRows:
         q, k, v, given = (tensor[: self._rows] for tensor in (q, k, v, out))
         self._attention.run(layer, q, k, v, given)
         out[self._rows :] = 0
-
-
-class _NoAttention:
-    """Stands in for the attention server where only the memory of a step counts."""
-
-    def run(self, layer: int, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
-        """See `Attention.run`; out is left as it is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,9 @@ import torch
 from cleave.export.artifact import Artifact
 from cleave.export.pieces import Piece, cut, widen
 from cleave.runtime.engines.inductor import small
-from cleave.runtime.engines.inductor.choose import Chooser
+from cleave.runtime.engines.inductor.choose import Chooser, Linear
 from cleave.runtime.engines.inductor.compiler import Compiled, Compiler, Shape
+from cleave.runtime.engines.inductor.direct import is_direct
 from cleave.runtime.engines.inductor.fix import fix_rows
 from cleave.runtime.engines.inductor.fuse import fuse_small_linears
 from cleave.runtime.engines.inductor.join import join_linears
@@ -20,9 +22,13 @@ from cleave.runtime.engines.inductor.pick import pick_first
 from cleave.runtime.engines.inductor.program import Program, program_of
 from cleave.runtime.engines.inductor.small import MOST_ROWS
 from cleave.runtime.engines.residual import check_observable, with_residual
+from cleave.runtime.triton_launch import compiled_side_by_side
 
 SMALL = {"cuda": (1, 2, 4, 8, 16, 32), "cpu": (1,)}
 """Numbers of rows that are compiled for on their own; all others share one function a program."""
+_KERNEL_SOURCES = ("small_kernel.py", "small_launch.py", "choose.py")
+_CHOSEN = "chosen.json"
+"""In a built folder: the kernels for few rows."""
 
 
 class Functions:
@@ -50,7 +56,7 @@ class Functions:
         self._compiler = Compiler(device, folder)
         self.chooser: Chooser | None = None
         if device.type == "cuda" and self._dtype.itemsize == 2 and not deterministic:
-            self.chooser = Chooser(self._dtype, device)
+            self.chooser = Chooser(self._dtype, device, None if folder is None else folder / _CHOSEN)
         self._last = len(self.pieces) - 1
         self._programs = {self._role(index): self._program(index) for index in {0, 1, self._last}}
         self._compiled: dict[tuple[str, int | None], Compiled] = {}
@@ -74,38 +80,63 @@ class Functions:
         role = self._role(index)
         function = self._compiled.get((role, rows))
         if function is None:
-            function = self._compiler.compile(
-                self._program_for(index, rows), role, rows, *self._examples(index)
-            )
-            self._compiled[role, rows] = function
+            function = self._compiled[role, rows] = self._make(index, rows)
         return function
 
     @property
     def sources(self) -> dict[str, str]:
-        """What is compiled, as text: the code of each program, and of the kernels for few rows."""
+        """What is compiled, as text: the code of each program, and of own kernels, where it may call them."""
         programs = {
             self._role(index): str(self._program_for(index, None).module.code) for index in {0, 1, self._last}
         }
         if self.chooser is None and not self._deterministic:
             return programs
-        kernels = Path(small.__file__).with_name("small_kernel.py").read_text("utf-8")
-        return programs | {"kernels": kernels}
+        kernels = [Path(small.__file__).with_name(name).read_text("utf-8") for name in _KERNEL_SOURCES]
+        return programs | {"kernels": "".join(kernels)}
 
     @property
     def planned(self) -> list[tuple[str, int | None]]:
-        """What `compile_all` compiles: a program, and the rows it is for; None: any number from two on."""
-        roles = [self._role(index) for index in sorted({0, 1, self._last})]
-        return [(role, rows) for role in roles for rows in (None, *self.small)]
+        """What `compile_all` makes: a function, and the rows it is for; None: any number from two on."""
+        return [(self._role(index), rows) for index, rows in self._all()]
 
     def compile_all(self, folder: Path, done: Callable[[str, int | None], None] | None = None) -> None:
-        """Compile every function and keep it in `folder`, an empty one; `done` is told of each."""
-        for index in sorted({0, 1, self._last}):
-            role = self._role(index)
-            for rows in (None, *self.small):
-                program = self._program_for(index, rows)
-                self._compiler.compile(program, role, rows, *self._examples(index), keep=folder)
+        """Make every function and keep it in `folder`, an empty one; `done` is told of each.
+
+        The kernels for few rows are compiled in other threads while Inductor compiles for any number.
+        """
+        with contextlib.ExitStack() as stack:
+            if self.chooser is not None:
+                stack.enter_context(compiled_side_by_side())
+                self.chooser.compile(self._small_linears())
+            for index, rows in self._all():
+                if rows is not None:
+                    stack.close()
+                self._make(index, rows, folder)
                 if done is not None:
-                    done(role, rows)
+                    done(self._role(index), rows)
+        if self.chooser is not None:
+            self.chooser.keep(folder / _CHOSEN)
+
+    def _all(self) -> list[tuple[int, int | None]]:
+        """One piece of each program, and rows; those for any number come first."""
+        pieces = sorted({0, 1, self._last})
+        return [(index, None) for index in pieces] + [
+            (index, rows) for index in pieces for rows in self.small
+        ]
+
+    def _make(self, index: int, rows: int | None, keep: Path | None = None) -> Compiled:
+        program = self._program_for(index, rows)
+        if is_direct(program):
+            return program.module.forward
+        return self._compiler.compile(program, self._role(index), rows, *self._examples(index), keep=keep)
+
+    def _small_linears(self) -> list[Linear]:
+        """Every layer that the chooser will be asked for; which they are does not depend on its answers."""
+        layers: dict[Linear, None] = {}
+        for index, rows in self._all():
+            if rows is not None and rows <= MOST_ROWS:
+                fuse_small_linears(*self._few_rows(index, rows), layers.setdefault)
+        return list(layers)
 
     def weights(self, index: int) -> list[tuple[str, ...]]:
         """For each weight that piece `index` takes, the tensors that are one below the other in it."""
@@ -142,10 +173,15 @@ class Functions:
             return pick_first(program)
         if rows > MOST_ROWS or self.chooser is None:
             return program
+        return fuse_small_linears(*self._few_rows(index, rows), self.chooser)
+
+    def _few_rows(self, index: int, rows: int) -> tuple[Program, int, dict[str, tuple[int, ...]]]:
+        """What `fuse_small_linears` is told of a piece."""
+        program = self._programs[self._role(index)]
         placeholders = [node.name for node in program.module.graph.nodes if node.op == "placeholder"]
         weights = self._examples(index)[1]
         shapes = dict(zip(placeholders[len(program.inputs) :], (one.sizes for one in weights), strict=True))
-        return fuse_small_linears(program, rows, shapes, self.chooser)
+        return program, rows, shapes
 
     def _examples(self, index: int) -> tuple[list[Shape], list[Shape]]:
         """Inputs and weights of a piece as the compiler is told of them."""

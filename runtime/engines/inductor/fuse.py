@@ -15,7 +15,8 @@ from torch import fx
 from cleave.runtime.engines.inductor.choose import Linear
 from cleave.runtime.engines.inductor.operators import rms_norm
 from cleave.runtime.engines.inductor.program import Program
-from cleave.runtime.engines.inductor.small import ADD_NORM, SMALL_LINEAR, SMALL_NORM, SPLIT_LINEAR, Blocks
+from cleave.runtime.engines.inductor.small import ADD_NORM, SMALL_LINEAR, SMALL_NORM, SPLIT_LINEAR
+from cleave.runtime.engines.inductor.small_launch import Blocks
 
 _LINEARS = (F.linear, SMALL_LINEAR, SPLIT_LINEAR)
 Choose = Callable[[Linear], Blocks | None]

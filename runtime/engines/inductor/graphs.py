@@ -52,8 +52,15 @@ class DecodeGraphs:
             graph.replay()
             return cast(T, result)
         given = step()  # for real: kernels that are compiled on first use cannot be captured
-        self._captured[size, key] = self._capture(step)
+        self.capture(size, key, step)
         return given
+
+    def capture(self, size: int, key: Hashable, step: Callable[[], object]) -> None:
+        """Capture `step` for `size` and `key`, without running it: for whoever has just run it.
+
+        A step is never run twice: it takes tokens from where it leaves its own.
+        """
+        self._captured[size, key] = self._capture(step)
 
     def clear(self) -> None:
         """Give the graphs and their memory back."""

@@ -1,7 +1,10 @@
-"""What a step leaves on the device: the likeliest token of every row beside the logits."""
+"""What a step leaves on the device, the likeliest token of every row beside the logits, and its way home."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy.typing as npt
 import torch
 
 from cleave.runtime.engines.engine import DeviceOutput
@@ -26,6 +29,23 @@ class StepOutputs:
         best, likeliest = self._best[:rows], self._sampled[:rows]
         torch.max(logits, dim=-1, out=(best, likeliest))
         return DeviceOutput(logits, likeliest, best)
+
+
+class HostLogits:
+    """Logits in host memory that the next step's overwrite; pinned where they come from a GPU."""
+
+    def __init__(self, vocab_size: int, device: torch.device) -> None:
+        self._is_pinned = device.type == "cuda"
+        self._rows = torch.empty(0, vocab_size)
+
+    def fetch(self, logits: Tensor) -> npt.NDArray[Any]:
+        """[rows, vocab] float32, once the device has them."""
+        rows = len(logits)
+        if rows > len(self._rows):
+            self._rows = torch.empty(logits.shape, pin_memory=self._is_pinned)
+        self._rows[:rows].copy_(logits)
+        result: npt.NDArray[Any] = self._rows[:rows].numpy()
+        return result
 
 
 def first_rows(output: DeviceOutput, rows: int) -> DeviceOutput:

@@ -6,7 +6,7 @@ import functools
 
 import torch
 
-from cleave.runtime.engines.inductor.small import Blocks, multiply
+from cleave.runtime.engines.inductor.small_launch import Blocks, multiply
 
 Tensor = torch.Tensor
 _TILES = (

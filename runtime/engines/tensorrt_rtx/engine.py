@@ -126,17 +126,19 @@ class TensorRtRtxEngine(ProfiledSteps):
 
     def _captured(self, number: int, key: Hashable, step: Callable[[], DeviceOutput]) -> DeviceOutput:
         """The step of a bucket as a graph; piece by piece where TensorRT says that it cannot be captured."""
+        size = self._profiles.buckets[number]
+        if self._capturable.get(number):
+            return self._graphs.run(size, key, step)
+        given = step()  # TensorRT compiles kernels in the first run
         if number not in self._capturable:
-            given = step()  # TensorRT compiles kernels in the first run
             self._capturable[number] = all(
                 self._context(plan, number).is_capturable(self._handle) for plan in self._plans.values()
             )
-            if not self._capturable[number]:
-                _log.warning("decode steps of %d tokens cannot be captured", self._profiles.buckets[number])
-                return given
-        if not self._capturable[number]:
-            return step()
-        return self._graphs.run(self._profiles.buckets[number], key, step)
+            if self._capturable[number]:
+                self._graphs.capture(size, key, step)
+            else:
+                _log.warning("decode steps of %d tokens cannot be captured", size)
+        return given
 
     def _forward(self, number: int, token_ids: Tensor, logit_rows: Tensor, attention: Attention) -> Tensor:
         """All pieces in profile `number`: logits [rows, vocab] float32."""

@@ -13,7 +13,8 @@ import torch
 
 from cleave.runtime.engines.engine import Attention, DeviceOutput
 from cleave.runtime.engines.inductor.inputs import StepInputs, StepNumbers, check_rows
-from cleave.runtime.engines.inductor.outputs import StepOutputs, first_rows
+from cleave.runtime.engines.inductor.outputs import HostLogits, StepOutputs, first_rows
+from cleave.runtime.engines.no_attention import NoAttention
 from cleave.runtime.engines.tensorrt_rtx.profiles import Profiles
 
 Tensor = torch.Tensor
@@ -33,7 +34,7 @@ class ProfiledSteps(ABC):
         self._inputs = StepInputs(profiles.max_tokens, device)
         self._outputs = StepOutputs(self._inputs.sampled)
         self._stream = _new_stream(device)
-        self._host_logits = torch.empty(0, vocab_size)
+        self._host_logits = HostLogits(vocab_size, device)
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
@@ -42,12 +43,7 @@ class ProfiledSteps(ABC):
 
     def run(self, token_ids: _Array, logit_rows: _Array, attention: Attention) -> _Array:
         """See `Engine.run`."""
-        logits = self.run_on_device(token_ids, logit_rows, attention)
-        if len(logits) > len(self._host_logits):
-            self._host_logits = torch.empty(logits.shape, pin_memory=self._stream is not None)
-        self._host_logits[: len(logits)].copy_(logits)
-        result: _Array = self._host_logits[: len(logits)].numpy()
-        return result
+        return self._host_logits.fetch(self.launch(token_ids, logit_rows, attention).logits)
 
     def launch(
         self,
@@ -71,19 +67,12 @@ class ProfiledSteps(ABC):
             output = self._captured(number, key, lambda: self._step(number, given, attention))
             return first_rows(output, len(logit_rows))
 
-    def run_on_device(self, token_ids: _Array | Tensor, logit_rows: _Array, attention: Attention) -> Tensor:
-        """See `DeviceEngine.run_on_device`."""
-        logits: Tensor = self.launch(token_ids, logit_rows, attention).logits
-        return logits
-
     def free_memory(self) -> int | None:
         """See `DeviceEngine.free_memory`: runs the largest step over an attention that does nothing."""
         if self._stream is None:
             return None
         tokens = self._profiles.max_tokens
-        self.run_on_device(
-            np.zeros(tokens, np.int64), np.arange(self._profiles.max_sequences), _NoAttention()
-        )
+        self.launch(np.zeros(tokens, np.int64), np.arange(self._profiles.max_sequences), NoAttention())
         torch.cuda.synchronize(self._device)
         free, _ = torch.cuda.mem_get_info(self._device)
         return int(free)
@@ -126,10 +115,3 @@ class ProfiledSteps(ABC):
 def _new_stream(device: torch.device) -> torch.cuda.Stream | None:
     """A stream of the engine's own; None on the host, which has none."""
     return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-
-
-class _NoAttention:
-    """Stands in for the attention server where only the memory of a step counts."""
-
-    def run(self, layer: int, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
-        """See `Attention.run`; out is left as it is."""

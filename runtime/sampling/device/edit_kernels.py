@@ -25,8 +25,14 @@ from cleave.runtime.sampling.device.fields import (
 @triton.jit
 def is_edited(row_ints):
     """Whether the logits of this row are changed before the choice."""
+    return is_edited_at(row_ints, tl.load(row_ints + POSITION))
+
+
+@triton.jit
+def is_edited_at(row_ints, position):
+    """The same for a place in the answer."""
     edits = (tl.load(row_ints + FLAGS) & EDITS) != 0
-    return edits | (tl.load(row_ints + POSITION) < tl.load(row_ints + MIN_TOKENS))
+    return edits | (position < tl.load(row_ints + MIN_TOKENS))
 
 
 @triton.jit

@@ -5,23 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from cleave.runtime.pending import Pending
 from cleave.runtime.sampling.device.row import SampledRow
-from cleave.runtime.sampling.sampler import Sampled
 from cleave.runtime.sampling.state import SamplingState
-
-
-class PendingTokens(Protocol):
-    """See `cleave.runtime.sampling.device.pending.Pending`."""
-
-    @property
-    def tokens(self) -> Any:
-        """[rows] int64, a torch tensor on the device."""
-
-    def wait(self) -> Sampled:
-        """The tokens, negative for rows that failed; waits for the device."""
-
-    def result(self) -> Sampled:
-        """The tokens; raises EngineError or RequestError where a row failed."""
 
 
 class TokenSampler(Protocol):
@@ -30,8 +16,8 @@ class TokenSampler(Protocol):
     def takes(self, state: SamplingState | None, *, in_lockstep: bool = False) -> bool:
         """Whether rows of such a request can be sampled on the device; see there for `in_lockstep`."""
 
-    def sample(self, logits: Any, rows: Sequence[SampledRow]) -> PendingTokens:
+    def sample(self, logits: Any, rows: Sequence[SampledRow]) -> Pending:
         """Start to sample a token for each row of a torch tensor [at least rows, vocab] float32."""
 
     def forget(self, sequence: int) -> None:
-        """The sequence has ended."""
+        """The sequence has ended, or its token was lost: what is kept of its tokens holds no more."""

@@ -23,6 +23,7 @@ from cleave.runtime.sampling.device.parameters import Parameters
 from cleave.runtime.sampling.device.results import Results
 from cleave.runtime.sampling.device.slots import BIASES, Slots
 from cleave.runtime.sampling.state import SamplingState
+from cleave.runtime.triton_launch import launch
 
 Tensor = torch.Tensor
 _LIST = 512
@@ -90,7 +91,7 @@ class Launches:
         parameters: Parameters,
         results: Results,
     ) -> None:
-        """Launch them for the first `rows` of the logits."""
+        """Launch them for the first `rows` of the logits; on the device "meta", compile them."""
         if rows == 0:
             return
         b, vocab, blocks = buffers, buffers.vocab, buffers.blocks
@@ -102,45 +103,53 @@ class Launches:
         # Without contraction to fused operations: every product is rounded, as on the CPU.
         exact = {"enable_fp_fusion": False}
         if self.edits:
-            edit_kernel[all_blocks](
+            launch(
+                edit_kernel, all_blocks,
                 *source, b.raw_peaks, ints, reals, slots.allowed, slots.before_stop, slots.counts,
                 vocab, slots.allowed.shape[1], blocks, **exact,
             )  # fmt: skip
         if self.has_biases:
-            bias_kernel[(rows,)](
+            launch(
+                bias_kernel, (rows,),
                 *source, ints, reals, slots.counts, slots.biased, slots.biases, slots.bias_counts,
                 vocab, BIASES, SIZE=256, **exact,
             )  # fmt: skip
-        scan_kernel[all_blocks](*source, b.peaks, b.found, ints, vocab, blocks)
+        launch(scan_kernel, all_blocks, *source, b.peaks, b.found, ints, vocab, blocks)
         if self.top_p_alone:
             for is_fine in (False, True):
-                bounds_kernel[all_blocks](
+                launch(
+                    bounds_kernel, all_blocks,
                     *source, b.peaks, b.coarse, b.fine, ints, reals, vocab, blocks, b.programs,
                     IS_FINE=is_fine, SIZE=size, PROGRAMS=programs, **exact,
                 )  # fmt: skip
         if self.top_k:
-            aim_kernel[(rows,)](b.peaks, b.cuts, ints, reals, blocks, SIZE=size)
+            launch(aim_kernel, (rows,), b.peaks, b.cuts, ints, reals, blocks, SIZE=size)
         if self.filters:
-            gather_kernel[all_blocks](
+            launch(
+                gather_kernel, all_blocks,
                 *source, b.peaks, b.coarse, b.fine, b.cuts, b.found, b.listed, ints, reals, vocab, blocks,
                 b.programs, SIZE=size, PROGRAMS=programs, num_warps=8, **exact,
             )  # fmt: skip
-            cut_kernel[(rows,)](
+            launch(
+                cut_kernel, (rows,),
                 b.peaks, b.coarse, b.fine, b.found, b.listed, b.cuts, ints, reals, vocab, blocks, b.programs,
                 SIZE=size, PROGRAMS=programs, LIST=_LIST, num_warps=8, **exact,
             )  # fmt: skip
         if self.draws:
-            weigh_kernel[all_blocks](
-                *source, b.peaks, b.masses, b.cuts, ints, reals, vocab, blocks, SIZE=size, **exact
-            )
-        draw_kernel[(rows,)](
+            launch(
+                weigh_kernel, all_blocks,
+                *source, b.peaks, b.masses, b.cuts, ints, reals, vocab, blocks, SIZE=size, **exact,
+            )  # fmt: skip
+        launch(
+            draw_kernel, (rows,),
             *source, b.raw_peaks, b.peaks, b.masses, b.cuts, slots.counts, results.tokens, results.status,
             ints, reals, vocab, blocks, SIZE=size, **exact,
         )  # fmt: skip
         if self.logprobs:
             raw = (logits, logits.stride(0), b.raw_peaks, b.peaks, b.masses, b.ranks, results.tokens)
-            measure_kernel[all_blocks](*raw, ints, vocab, blocks, b.programs, SIZE=size, **exact)
-            rank_kernel[(rows,)](
+            launch(measure_kernel, all_blocks, *raw, ints, vocab, blocks, b.programs, SIZE=size, **exact)
+            launch(
+                rank_kernel, (rows,),
                 *raw, results.answers, ints, vocab, blocks, b.programs,
                 SIZE=size, PROGRAMS=programs, **exact,
             )  # fmt: skip

@@ -6,8 +6,8 @@ import triton
 import triton.language as tl
 
 from cleave.runtime.sampling.device.draw_kernels import top_of
-from cleave.runtime.sampling.device.edit_kernels import is_edited
-from cleave.runtime.sampling.device.fields import BLOCK, BLOCKS, LOGPROBS, WIDTH
+from cleave.runtime.sampling.device.edit_kernels import is_edited_at
+from cleave.runtime.sampling.device.fields import BLOCK, BLOCKS, LOGPROBS, POSITION, WIDTH
 from cleave.runtime.sampling.device.weights import block_masses
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -28,9 +28,10 @@ ANSWER = tl.constexpr(44)
 
 @triton.jit
 def peaks_of(raw_peaks, peaks, row, blocks, row_ints):
-    """The maxima of a row's blocks before it was changed."""
+    """The maxima of a row's blocks before it was changed, behind the draw."""
     result = peaks + row * blocks
-    if is_edited(row_ints):
+    # The draw has moved the position on.
+    if is_edited_at(row_ints, tl.load(row_ints + POSITION) - 1):
         result = raw_peaks + row * blocks
     return result
 

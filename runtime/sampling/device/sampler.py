@@ -15,6 +15,7 @@ from cleave.runtime.sampling.device.row import SampledRow
 from cleave.runtime.sampling.device.slots import BIASES, Slots, masks_move
 from cleave.runtime.sampling.state import SamplingState
 from cleave.runtime.sampling_params import SamplingDefaults, SamplingParams
+from cleave.runtime.triton_launch import compiled_side_by_side
 
 Tensor = torch.Tensor
 
@@ -66,8 +67,11 @@ class DeviceSampler:
         return Pending(rows, results, self._buffers.vocab)
 
     def warm_up(self) -> None:
-        """Compile every kernel, so that no request waits for that."""
+        """Compile every kernel, side by side, and run each once, so that no request waits for that."""
         vocab, device = self._buffers.vocab, self._buffers.edited.device
+        if device.type == "cuda":
+            with compiled_side_by_side():
+                launch_all(vocab, torch.device("meta"))
         logits = torch.zeros(1, vocab, device=device)
         for number, params in enumerate(_WARM_UP, 1):
             state = SamplingState(params.resolved(SamplingDefaults()), (0,), vocab)
@@ -75,7 +79,10 @@ class DeviceSampler:
             self.forget(-number)
 
     def forget(self, sequence: int) -> None:
-        """The sequence has ended, and its slot is free at once; else it would be when others need one."""
+        """Free the sequence's slot at once; else it would be when others need one.
+
+        It has ended, or a token that is counted there was lost.
+        """
         self._slots.forget(sequence)
 
     def _planned(self, rows: Sequence[SampledRow]) -> _Plan:
@@ -101,6 +108,14 @@ _WARM_UP = (
     SamplingParams(temperature=1.0, top_p=0.5, logit_bias={0: 1.0}, repetition_penalty=2.0),
 )
 """Requests that need every kernel between them."""
+
+
+def launch_all(vocab: int, device: torch.device) -> None:
+    """Every kernel once, for one row."""
+    logits = torch.zeros(1, vocab, device=device)
+    states = [SamplingState(params.resolved(SamplingDefaults()), (0,), vocab) for params in _WARM_UP]
+    shared = Buffers(1, vocab, device), Slots(vocab, 1, device), Parameters(1, vocab, device)
+    Launches.of(states).run(logits, 1, *shared, Results(1, device))
 
 
 @dataclass(slots=True)

@@ -17,7 +17,6 @@ from cleave.runtime.server.openai.parameters import chat_params, check_model
 from cleave.runtime.server.openai.schemas import ChatRequest
 from cleave.runtime.server.openai.tool_parser import ToolParser
 from cleave.runtime.server.openai.tools import Tools
-from cleave.runtime.server.respond import EventStream, whole
 from cleave.runtime.server.service import Service
 from cleave.runtime.server.sse import DONE, Frame, dump, quoted
 
@@ -39,11 +38,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     size = size_of(messages, tools.described)
     job = await start(request, prompts, params, count=1, size=size, priority=body.priority or 0)
     form = _Form(service, job, body, tools)
-    if body.stream:
-        return EventStream(form.events(), job, service.settings.keep_alive)
-    done = await whole(request, job)
-    answers.check(done)
-    return Response(dump(form.whole(done)), media_type="application/json")
+    return await answers.respond(request, job, form, as_events=bool(body.stream))
 
 
 class _Form:

@@ -14,7 +14,6 @@ from cleave.runtime.server.job import Job, start
 from cleave.runtime.server.openai import answers, logprobs
 from cleave.runtime.server.openai.parameters import check_model, completion_params
 from cleave.runtime.server.openai.schemas import CompletionRequest
-from cleave.runtime.server.respond import EventStream, whole
 from cleave.runtime.server.service import Service
 from cleave.runtime.server.sse import DONE, Frame, dump, quoted
 from cleave.runtime.tokenizer import Tokenizer
@@ -34,11 +33,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
         request, lambda: prompts, params, count=len(prompts), size=size, priority=body.priority or 0
     )
     form = _Form(service, job, body, prompts)
-    if body.stream:
-        return EventStream(form.events(), job, service.settings.keep_alive)
-    done = await whole(request, job)
-    answers.check(done)
-    return Response(dump(form.whole(done)), media_type="application/json")
+    return await answers.respond(request, job, form, as_events=bool(body.stream))
 
 
 class _Form:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -12,6 +11,7 @@ from cleave.runtime.server.errors import Refused
 from cleave.runtime.server.service import Service
 from cleave.runtime.server.tgi.parameters import MAX_BEST_OF, MAX_STOP_SEQUENCES
 from cleave.runtime.server.tgi.schemas import TokenizeRequest
+from cleave.version import version
 
 router = APIRouter(tags=["text-generation-inference"])
 _LONG = 4096
@@ -55,7 +55,7 @@ async def info(request: Request) -> dict[str, Any]:
         "max_client_batch_size": service.admission.limit,
         "validation_workers": 1,
         "router": "cleave",
-        "version": version("cleave"),
+        "version": version(),
         "sha": None,
         "docker_label": None,
         "payload_limit": settings.max_body_bytes,

@@ -34,7 +34,10 @@ WORKSTATION = Facts(
     memory=64 << 30,
     packages={
         name: Package("1.0")
-        for name in ("numba", "onnxruntime", "torch", "triton", RTX, "tensorrt", "cuda-bindings")
+        for name in (
+            *("numba", "onnxruntime", "torch", "triton", "flashinfer-python"),
+            *(RTX, "tensorrt", "cuda-bindings"),
+        )
     },
     missing={"gpu": (), "tensorrt": ("tensorrt",)},
     cache=Cache("/cache", True, 3, 5 << 30),
@@ -106,6 +109,14 @@ NO_GPU: dict[str, Any] = {"driver": None, "driver_error": "nvidia-smi is not the
         (without("tensorrt"), "tensorrt", False, "tensorrt is not installed: pip install '.[tensorrt]'"),
         (without("cuda-bindings"), "tensorrt", False, "cuda-bindings is not installed"),
         (replace(WORKSTATION, gpus=(HOPPER,)), "tensorrt", True, "NVIDIA H200 (compute capability 9.0)"),
+        (
+            without("flashinfer-python"),
+            "flashinfer",
+            False,
+            "flashinfer-python is not installed: pip install '.[flashinfer]'",
+        ),
+        (replace(WORKSTATION, **NO_GPU), "flashinfer", False, "no NVIDIA driver"),
+        (WORKSTATION, "flashinfer", True, "on NVIDIA L40S"),
         (without("onnxruntime"), "onnx", False, "onnxruntime is not installed"),
         (without("numba"), "cpu", False, "numba is not installed"),
     ],

@@ -1,4 +1,4 @@
-"""The engine cache in one process: hits, reasons, damage, failures, eviction."""
+"""The engine cache in one process: hits, reasons, failures."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import errno
 import logging
 import os
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command import assert_one_sentence, contents
-from engines import FIELDS, Builder, engine_key
+from engines import FIELDS, Builder, engine_key, remains, warnings
 
 from cleave.errors import CacheError
-from cleave.runtime.engine_cache import integrity, staging
+from cleave.runtime.engine_cache import staging
 from cleave.runtime.engine_cache.cache import EngineCache
 
 CHANGES: dict[str, Any] = {
@@ -30,25 +29,6 @@ CHANGES: dict[str, Any] = {
     "flags": (("streaming",), "flags none -> [streaming]"),
     "threads": (8, "threads 2 -> 8"),
 }
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> EngineCache:
-    return EngineCache(tmp_path / "cache")
-
-
-@pytest.fixture
-def builder() -> Builder:
-    return Builder()
-
-
-def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == "cleave"]
-
-
-def remains(cache: EngineCache) -> list[str]:
-    """What is in the cache's folder, without locks."""
-    return sorted(path.name for path in cache.directory.iterdir() if path.name != ".locks")
 
 
 # Hits and reasons.
@@ -116,108 +96,6 @@ def test_building_that_is_not_allowed_is_refused_with_the_reason(
         cache.get(engine_key(threads=8), builder, allow_build=False)
     assert_one_sentence(str(error.value), "the onnxruntime engine is not", "threads 2 -> 8", "cleave build")
     assert builder.calls == 1
-
-
-# Damage.
-
-
-def alter(path: Path) -> None:
-    data = path.read_bytes()
-    path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
-
-
-def alter_keeping_the_time(path: Path) -> None:
-    before = path.stat()
-    alter(path)
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-
-
-DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "altered": (alter, "middle.plan has another SHA-256"),
-    "altered with its old time": (alter_keeping_the_time, "middle.plan has another SHA-256"),
-    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-1]), "999 bytes instead of 1000"),
-    "longer": (lambda path: path.write_bytes(path.read_bytes() + b"x"), "1001 bytes instead of 1000"),
-    "gone": (Path.unlink, "middle.plan is missing"),
-    "a folder": (lambda path: (path.unlink(), path.mkdir()), "middle.plan is not a file"),
-    "no manifest": (lambda path: (path.parent / "entry.json").unlink(), "manifest cannot be read"),
-    "half a manifest": (lambda path: halve(path.parent / "entry.json"), "manifest cannot be read"),
-    "another manifest": (lambda path: alter_key(path.parent / "entry.json"), "manifest cannot be read"),
-}
-
-
-def halve(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def alter_key(path: Path) -> None:
-    path.write_text(path.read_text("utf-8").replace('"threads": 2', '"threads": 4'), "utf-8")
-
-
-@pytest.mark.parametrize("settled", [False, True], ids=["at once", "after a while"])
-@pytest.mark.parametrize("what", DAMAGE)
-def test_a_damaged_engine_is_found_and_built_again(
-    cache: EngineCache, builder: Builder, what: str, settled: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if settled:  # files look old enough to be trusted by their looks
-        monkeypatch.setattr(integrity, "_SETTLED", -1)
-    cache.get(engine_key(), builder).close()
-    spoil, expected = DAMAGE[what]
-    spoil(cache.directory / engine_key().digest / "middle.plan")
-    assert expected in cache.why(engine_key())
-    with pytest.raises(CacheError, match="damaged"):
-        cache.get(engine_key(), builder, allow_build=False)
-    with cache.get(engine_key(), builder) as built:
-        assert built.was_built
-        assert expected in built.reason
-        assert built.files["middle.plan"].read_bytes() == bytes(1000)
-    assert cache.why(engine_key()) == "cached"
-    assert remains(cache) == [engine_key().digest]
-
-
-def test_what_looks_untouched_is_not_read_again_but_a_full_check_reads_it(
-    cache: EngineCache, builder: Builder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(integrity, "_SETTLED", -1)
-    cache.get(engine_key(), builder).close()
-    read: list[str] = []
-    real = integrity.digest_file
-
-    def counted(path: Path) -> Any:
-        read.append(path.name)
-        return real(path)
-
-    monkeypatch.setattr(integrity, "digest_file", counted)
-    cache.get(engine_key(), builder).close()
-    assert read == []
-    cache.get(engine_key(), builder, verify=True).close()
-    assert sorted(read) == ["middle.plan", "notes.json"]
-    os.utime(cache.directory / engine_key().digest / "middle.plan")
-    cache.get(engine_key(), builder).close()
-    cache.get(engine_key(), builder).close()
-    assert sorted(read) == ["middle.plan", "middle.plan", "notes.json"], "once more, and then noted"
-    assert builder.calls == 1
-
-
-def test_a_full_check_finds_what_looks_do_not_show_and_it_is_built_again(
-    cache: EngineCache, builder: Builder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cache.get(engine_key(), builder).close()
-    plan = cache.directory / engine_key().digest / "middle.plan"
-    alter(plan)
-    monkeypatch.setattr(integrity, "_SETTLED", -1)
-    (entry,) = cache.entries()
-    integrity.note_checked(entry)  # as where a disk gives back other bytes and the times stay
-    assert cache.why(engine_key()) == "cached"
-    with cache.get(engine_key(), builder, verify=True) as built:
-        assert built.was_built
-        assert "another SHA-256" in built.reason
-
-
-def test_a_manifest_cannot_lead_out_of_its_entry(cache: EngineCache, builder: Builder) -> None:
-    cache.get(engine_key(), builder).close()
-    manifest = cache.directory / engine_key().digest / "entry.json"
-    manifest.write_text(manifest.read_text("utf-8").replace("middle.plan", "../middle.plan"), "utf-8")
-    assert "manifest cannot be read" in cache.why(engine_key())
 
 
 # Builds that fail.
@@ -372,81 +250,6 @@ def test_a_build_aside_that_fails_leaves_nothing(read_only: EngineCache) -> None
     with pytest.raises(RuntimeError):
         read_only.get(engine_key(threads=8), build)
     assert not made[0].exists()
-
-
-# Eviction.
-
-
-def use(cache: EngineCache, threads: int, builder: Builder, *, at: int) -> Path:
-    """Build an engine, used last at a time given in seconds."""
-    with cache.get(engine_key(threads=threads), builder) as engine:
-        pass
-    os.utime(engine.folder / "entry.json", (at, at))
-    return engine.folder
-
-
-def test_what_was_used_longest_ago_is_evicted_and_said(
-    tmp_path: Path, builder: Builder, caplog: pytest.LogCaptureFixture
-) -> None:
-    cache = EngineCache(tmp_path, max_bytes=3100)
-    old, older, newer = (use(cache, n, builder, at=at) for n, at in ((1, 200), (2, 100), (3, 300)))
-    with caplog.at_level(logging.WARNING):
-        use(cache, 4, builder, at=400)
-    assert [path.exists() for path in (old, older, newer)] == [True, False, True]
-    (line,) = warnings(caplog)
-    assert_one_sentence(line, "evicted the onnxruntime engine", older.name[:12])
-
-
-def test_opening_counts_as_use(tmp_path: Path, builder: Builder) -> None:
-    cache = EngineCache(tmp_path, max_bytes=2100)
-    first, second = use(cache, 1, builder, at=100), use(cache, 2, builder, at=200)
-    began = time.time()
-    cache.get(engine_key(threads=1), builder).close()
-    assert cache.entries()[0].last_used >= began - 1
-    cache.get(engine_key(threads=3), builder).close()
-    assert first.exists()
-    assert not second.exists()
-
-
-def test_what_is_in_use_is_not_evicted(
-    tmp_path: Path, builder: Builder, caplog: pytest.LogCaptureFixture
-) -> None:
-    cache = EngineCache(tmp_path, max_bytes=1500)
-    pinned = cache.get(engine_key(threads=1), builder)
-    with caplog.at_level(logging.WARNING):
-        cache.get(engine_key(threads=2), builder).close()
-    assert pinned.folder.exists()
-    assert len(cache.entries()) == 2
-    assert "in use" in warnings(caplog)[-1]
-    pinned.close()
-    pinned.close()
-    _, removals = cache.gc(0)
-    assert len(removals) == 2
-    assert cache.entries() == []
-
-
-def test_what_was_just_built_is_kept_however_large(tmp_path: Path, builder: Builder) -> None:
-    cache = EngineCache(tmp_path, max_bytes=0)
-    with cache.get(engine_key(), builder) as engine:
-        assert engine.folder.exists()
-    cache.get(engine_key(threads=8), builder).close()
-    assert not engine.folder.exists()
-
-
-def test_what_is_in_use_is_not_removed(cache: EngineCache, builder: Builder) -> None:
-    with cache.get(engine_key(), builder):
-        assert [removal.is_gone for removal in cache.remove(cache.entries())] == [False]
-    assert [removal.is_gone for removal in cache.remove(cache.entries())] == [True]
-    assert remains(cache) == []
-
-
-def test_gc_removes_what_cannot_be_read_and_nothing_else(cache: EngineCache, builder: Builder) -> None:
-    cache.get(engine_key(), builder).close()
-    cache.get(engine_key(threads=8), builder).close()
-    (cache.directory / engine_key().digest / "entry.json").unlink()
-    (cache.directory / "notes.txt").write_text("a user's own", "utf-8")
-    assert cache.gc() == (1, [])
-    assert remains(cache) == sorted([engine_key(threads=8).digest, "notes.txt"])
 
 
 # Where it lies.

@@ -231,6 +231,12 @@ def test_rm_removes_what_a_beginning_names(three: EngineCache) -> None:
     assert listed() == []
 
 
+def test_rm_of_all_says_where_there_was_nothing(folder: Path) -> None:
+    ended = cleave("engines", "rm", "--all")
+    assert ended.code == 0
+    assert ended.out == f"no engines in {folder}\n"
+
+
 def test_rm_refuses_what_it_cannot_mean(three: EngineCache) -> None:
     before = contents(three.directory)
     cleave("engines", "rm").refused("--all")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command import cleave
 
 from cleave import LLM, SamplingParams
 from cleave.errors import EngineError
@@ -23,7 +24,7 @@ from cleave.runtime.engines.inductor import engine as engine_module
 from cleave.runtime.engines.inductor import functions as functions_module
 from cleave.runtime.engines.inductor.choose import Linear
 from cleave.runtime.engines.inductor.engine import InductorEngine
-from cleave.runtime.engines.inductor.small import Blocks
+from cleave.runtime.engines.inductor.small_launch import Blocks
 
 pytestmark = pytest.mark.slow
 """A C++ compiler takes some seconds for every function."""
@@ -129,13 +130,23 @@ def test_layers_share_one_compiled_function(
     assert engine.compilations == functions
 
 
+def test_the_command_takes_the_attention_that_this_engine_can_hand_over_to(
+    artifact: Callable[[str], Path],
+) -> None:
+    """Also without a GPU, where other engines have the backend `cpu`."""
+    given = ["--model", artifact("one_layer"), "--engine", "inductor", "--device", "cpu"]
+    ended = cleave("run", *given, "--input", "a", "--max_new_tokens", 3, "--ignore_eos", "--json")
+    assert ended.code == 0, ended.err
+    assert len(json.loads(ended.out)["token_ids"]) == 3
+
+
 def test_token_ids_may_be_on_the_device_already(engine: InductorEngine, demo: Artifact) -> None:
     token_ids = np.array([5, 77, 2, 1000, 31])
     results = []
     for given in (token_ids, torch.from_numpy(token_ids)):
         server = server_of(demo)
         server.plan([Chunk(0, 0, 5)])
-        logits = engine.run_on_device(given, np.array([1, 4]), server)
+        logits = engine.launch(given, np.array([1, 4]), server).logits
         assert isinstance(logits, torch.Tensor)
         assert logits.shape == (2, demo.manifest.vocab_size)
         results.append(logits.numpy().copy())
@@ -217,5 +228,6 @@ def test_with_own_kernels_the_logits_are_those_of_the_onnxruntime_engine(
     programs = [engine._functions._program_for(1, rows).module.code for rows in (1, 2)]
     assert ["split_linear" in code for code in programs] == [False, splits > 0]
     assert not any("torch._C._nn.linear" in code for code in programs)
+    assert engine.compilations == 3  # those for any number of rows: in the others nothing can be joined
     engine.close()
     other.close()

@@ -7,7 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from device_sampling import GPU, check_logprobs, kinds, on_device, on_host, random_logits, state, states
+from device_sampling import (
+    GPU,
+    STOPS,
+    check_logprobs,
+    kinds,
+    on_device,
+    on_host,
+    random_logits,
+    state,
+    states,
+)
 
 from cleave.errors import EngineError, RequestError
 from cleave.runtime.sampling.sampler import Sampler
@@ -51,6 +61,21 @@ def test_tokens_and_logprobs_are_those_of_the_cpu(vocab: int, steps: int) -> Non
         assert given.tokens == expected.tokens
         check_logprobs(given, expected)
         accept(rows, expected.tokens)
+
+
+def test_logprobs_of_a_stop_that_may_not_come_yet_are_those_of_the_engine() -> None:
+    """Up to the last place before `min_tokens`, and behind it: the stop is the likeliest everywhere."""
+    rows = [state({"temperature": 1.0, "min_tokens": 2, "logprobs": 5}, VOCAB, 0)]
+    device, host = DeviceSampler(VOCAB, GPU, 1), Sampler(1)
+    for step in range(4):
+        logits = random_logits(1, VOCAB, step)
+        logits[:, STOPS[0]] = 20.0
+        given, expected = on_device(device, logits, rows), on_host(host, logits, rows)
+        check_logprobs(given, expected)
+        (logprobs,) = given.logprobs
+        assert logprobs is not None
+        assert logprobs.top_tokens[0] == STOPS[0]
+        accept(rows, [9])
 
 
 COUNTED = {"temperature": 0.8, "repetition_penalty": 1.5, "frequency_penalty": 0.7, "presence_penalty": 0.3}

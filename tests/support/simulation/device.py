@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 
 from cleave.kvcache.backend import CacheShape
 from cleave.kvcache.step import StepPlan
@@ -114,10 +113,6 @@ class DeviceEngine(FakeEngine):
     def __init__(self, faults: Faults, stream: Stream) -> None:
         super().__init__(faults)
         self._stream = stream
-
-    def run_on_device(self, token_ids: Any, logit_rows: Any, attention: Any) -> Any:
-        """See DeviceEngine: in lockstep."""
-        return torch.from_numpy(self.run(token_ids, logit_rows, attention))
 
     def run(self, token_ids: Any, logit_rows: Any, attention: Any) -> Any:
         """See Engine."""

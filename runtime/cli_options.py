@@ -1,0 +1,29 @@
+"""Options that several verbs have: one name, one meaning, one help text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cleave.kvcache.backend import backend_names
+from cleave.runtime.engines.kinds import engine_kinds
+
+_KINDS = f"Engine kind: {', '.join(engine_kinds())}."
+ArtifactFolder = Annotated[Path, typer.Argument(help="Folder of the artifact.")]
+Engine = Annotated[str | None, typer.Option("--engine", help=f"{_KINDS} Default: the best that runs here.")]
+RequiredEngine = Annotated[str, typer.Option("--engine", help=_KINDS)]
+Attention = Annotated[
+    str | None,
+    typer.Option(
+        "--attention", help=f"Attention backend: {', '.join(backend_names())}. Default: by the engine."
+    ),
+]
+Device = Annotated[
+    str | None, typer.Option("--device", help="cpu or cuda. Default: what the engine is made for.")
+]
+Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads. Default: the physical cores.")]
+Deterministic = Annotated[
+    bool, typer.Option("--deterministic", help="The same bits whatever else is in the batch; slower.")
+]

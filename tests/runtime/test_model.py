@@ -1,0 +1,77 @@
+"""Loading a model: what is refused late, and what is given back then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cleave.errors import AttentionError, EngineError
+from cleave.kvcache.server import AttentionServer
+from cleave.runtime import model as model_module
+from cleave.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from cleave.runtime.model import Model
+from cleave.runtime.model_options import ModelOptions
+from cleave.runtime.structured.compiler import GrammarCompiler
+
+
+@pytest.fixture
+def closed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of what was closed, in order."""
+    names: list[str] = []
+    for kind, name in (
+        (OnnxRuntimeEngine, "close"),
+        (AttentionServer, "shutdown"),
+        (GrammarCompiler, "close"),
+    ):
+        close = getattr(kind, name)
+
+        def counted(self: Any, close: Any = close) -> None:
+            names.append(type(self).__name__)
+            close(self)
+
+        monkeypatch.setattr(kind, name, counted)
+    return names
+
+
+def test_with_fixed_cuts_a_step_has_room_for_a_prompt(
+    artifact: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, closed: list[str]
+) -> None:
+    """On a CPU cuts are free; so this one says that it has another backend."""
+    monkeypatch.setattr(model_module, "choose_backend", lambda *_, **__: "reference")
+    options = ModelOptions("onnxruntime", deterministic=True, max_tokens_per_step=3)
+    with pytest.raises(EngineError, match=r"max_tokens_per_step is 3; with deterministic .* at least 4$"):
+        Model(artifact("one_layer"), options)
+    assert closed == ["OnnxRuntimeEngine", "GrammarCompiler"]
+
+
+def test_a_model_that_cannot_be_completed_closes_its_engine(
+    artifact: Callable[[str], Path], closed: list[str]
+) -> None:
+    options = ModelOptions("onnxruntime", page_size=7)
+    with pytest.raises(AttentionError, match="page_size is 7"):
+        Model(artifact("one_layer"), options)
+    assert closed == ["OnnxRuntimeEngine", "GrammarCompiler"]
+
+
+def test_a_model_that_cannot_warm_up_closes_all_it_has(
+    artifact: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, closed: list[str]
+) -> None:
+    def fail(engine: object) -> Any:
+        raise EngineError("the GPU is gone")
+
+    # What asks last for a GPU's engine is the warm-up.
+    monkeypatch.setattr(Model, "_pages", lambda self: 4)
+    monkeypatch.setattr(model_module, "device_engine", fail)
+    with pytest.raises(EngineError, match="the GPU is gone"):
+        Model(artifact("one_layer"), ModelOptions("onnxruntime"))
+    assert closed == ["AttentionServer", "OnnxRuntimeEngine", "GrammarCompiler"]
+
+
+def test_a_model_that_is_whole_is_closed_once(artifact: Callable[[str], Path], closed: list[str]) -> None:
+    model = Model(artifact("one_layer"), ModelOptions("onnxruntime"))
+    assert closed == []
+    model.close()
+    assert sorted(closed) == ["AttentionServer", "GrammarCompiler", "OnnxRuntimeEngine"]

@@ -1,0 +1,1 @@
+"""Faults for the simulation to find: each function plants one."""
