@@ -23,8 +23,9 @@ from cleave.export.artifact import Artifact, load_graph
 from cleave.export.checkpoint import Checkpoint
 from cleave.export.dequantized import dequantized_matrix, float_graph, use_dequantized, use_weights
 from cleave.export.manifest import Manifest
-from cleave.export.pieces import ATTENTION, Piece, computable, cut, widen
+from cleave.export.pieces import ATTENTION, Piece, cut
 from cleave.export.session import Arrays, GraphSession
+from cleave.export.widening import computable, widen
 
 TOLERANCE = 1e-4
 """Of |error| / |logits| in float32; what was seen is 1e-6, a wrong graph gives 1e-2 and more."""
