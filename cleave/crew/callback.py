@@ -62,6 +62,9 @@ class Callback:
         self._argument = argument
         self._kept: list[Any] = []
         self._operator = self._make(compute, destroy, inputs)
+        # A session reads it when it ends, which may be after this object where both are forgotten at once:
+        # these bytes are never given back.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._operator))
         self._domain = c_void_p()
         self._table: Any = None
         self._failure: str | None = None

@@ -159,6 +159,28 @@ def test_an_observer_sees_a_step_that_runs_outside(artifact: Callable[[str], Pat
 
 
 @needs_borrowing
+def test_a_model_that_is_forgotten_takes_nothing_with_it(artifact: Callable[[str], Path]) -> None:
+    """Its sessions, operators and attention server go in any order, and not those of another model."""
+    ended = run(
+        artifact("gqa"),
+        """
+        import gc
+        expected = generate(server)
+        for _ in range(5):
+            other = Model(sys.argv[1], ModelOptions(threads=2, verify=False, max_model_len=256))
+            other.attention.open(0)
+            other.attention.plan([Chunk(0, 0, 9)])
+            other.engine.run(np.arange(9), np.arange(9), other.attention)
+            del other
+            gc.collect()
+            np.testing.assert_array_equal(generate(server), expected)
+        print("same")
+        """,
+    )
+    assert (ended.code, ended.out) == (0, "same\n"), ended.err
+
+
+@needs_borrowing
 def test_entries_run_in_turn_and_none_twice() -> None:
     import onnxruntime as ort
     from onnx import TensorProto, helper
