@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
+from rows import rows_table
 
 from cleave.kvcache.backend import CacheShape, create_backend
 from cleave.kvcache.spec import AttentionSpec, RopeSpec
@@ -178,9 +178,4 @@ def kernel_seconds(point: Point) -> dict[str, float]:
 
 def show(console: Console, title: str, rows: list[dict[str, Any]]) -> None:
     """One table."""
-    table = Table(title=title)
-    for column in rows[0]:
-        table.add_column(column.replace("_", " "), justify="right")
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    console.print(table)
+    console.print(rows_table(title, rows))

@@ -19,7 +19,7 @@ import numpy as np
 from contenders import OURS
 from record import save
 from rich.console import Console
-from rich.table import Table
+from rows import rows_table
 from shapes import NAMES, checkpoint
 
 from cleave.export.artifact import Artifact
@@ -146,13 +146,9 @@ def main() -> None:
     probe = CpuProbe(arguments.threads)
     limits = probe.measure()
     probe.close()
-    table = Table(title=f"A decode step, {probe.threads} threads; read {limits.bandwidth / 1e9:.1f} GB/s")
-    for column in rows[0]:
-        table.add_column(column.replace("_", " "), justify="right")
-    for row in rows:
-        table.add_row(*map(str, row.values()))
     console = Console()
-    console.print(table)
+    title = f"A decode step, {probe.threads} threads; read {limits.bandwidth / 1e9:.1f} GB/s"
+    console.print(rows_table(title, rows))
     figures = {"shape": arguments.shape, "threads": probe.threads, "bytes_per_s": limits.bandwidth}
     console.print(f"written to {save('cpu_step', figures | {'rows': rows})}")
 

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from safetensors.torch import save_file
+from shapes import SHAPES
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 DEMO = Path(__file__).parent.parent / "model_files" / "demo"
@@ -32,16 +33,7 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
 """Linux counts the memory of the process that starts another one as that one's peak too, so a small
 process starts the export, and not this one, which holds torch and a shard of the checkpoint."""
-SHAPE_1100M = LlamaConfig(
-    hidden_size=2048,
-    intermediate_size=5632,
-    num_hidden_layers=22,
-    num_attention_heads=32,
-    num_key_value_heads=4,
-    vocab_size=32000,
-    tie_word_embeddings=False,
-    architectures=["LlamaForCausalLM"],
-)
+SHAPE_1100M = LlamaConfig(**SHAPES["1b"], architectures=["LlamaForCausalLM"])
 
 
 def write_checkpoint(folder: Path) -> dict[str, int]:

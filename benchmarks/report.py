@@ -90,7 +90,9 @@ def _result(record: Mapping[str, Any], kind: str) -> str:
         "start_up": _start_up,
         "quantization": report_cpu.quantization,
         "gpu_engine": report_gpu.engine,
+        "start_up_gpu": report_gpu.start_up,
         "gpu_kernels": report_gpu.kernels,
+        "gpu_mixed": report_gpu.mixed,
     }.get(kind, _plain)
     return (
         f"{draw(record['figures'])}\n"
@@ -121,11 +123,17 @@ def _start_up(figures: Mapping[str, Any]) -> str:
         ]
         for row in figures["rows"]
     ]
+    saving = ""
+    if figures["saving_s"] is not None:
+        saving = (
+            f"Saving the pieces took {figures['saving_s']:.1f} s "
+            f"and {figures['saved_bytes'] / 1e9:.2f} GB of disk. "
+        )
+    kind = f"{figures['quantization']}, " if figures.get("quantization") else ""
     title = (
-        f"**{figures['source']}**, {figures['weights_bytes'] / 1e9:.2f} GB of weights, {figures['threads']} "
-        f"threads, medians of {figures['repetitions']}. Saving the pieces took {figures['saving_s']:.1f} s "
-        f"and {figures['saved_bytes'] / 1e9:.2f} GB of disk. Memory: after a few steps, and at its peak, "
-        "beyond what the process had before.\n\n"
+        f"**{figures['source']}**, {kind}{figures['weights_bytes'] / 1e9:.2f} GB of weights, "
+        f"{figures['threads']} threads, medians of {figures['repetitions']}. {saving}Memory: after a few "
+        "steps, and at its peak, beyond what the process had before.\n\n"
     )
     return title + _table(head, rows)
 

@@ -20,6 +20,8 @@ import numpy as np
 from record import save
 from rich.console import Console
 from rich.table import Table
+from sampler_kinds import HISTORY
+from sampler_kinds import KINDS as SAMPLED
 
 from cleave.runtime.bench.limits import CpuProbe
 from cleave.runtime.bench.quiet import BUSY, OthersWatch
@@ -28,17 +30,10 @@ from cleave.runtime.sampling.state import SamplingState
 from cleave.runtime.sampling_params import SamplingDefaults, SamplingParams
 from cleave.threads import physical_cores
 
-HISTORY = 512
-"""Tokens of prompt and answer that penalties look at, half of them generated."""
 GOALS = {"greedy": 3.0, "temperature": 3.0, "top-p 0.9": 8.0, "top-p 0.9, flat": 8.0}
 KINDS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0},
-    "temperature": {"temperature": 0.8},
-    "top-k 50": {"temperature": 0.8, "top_k": 50},
-    "top-p 0.9": {"temperature": 0.8, "top_p": 0.9},
-    "top-p 0.9, flat": {"temperature": 1.0, "top_p": 0.9},
-    "top-k 50, top-p 0.9, min-p 0.05": {"temperature": 0.8, "top_k": 50, "top_p": 0.9, "min_p": 0.05},
-    "penalties": {"temperature": 0.8, "repetition_penalty": 1.1, "frequency_penalty": 0.2},
+    **SAMPLED,
     "logprobs 5": {"temperature": 0.8, "logprobs": 5},
 }
 

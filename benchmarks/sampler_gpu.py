@@ -25,24 +25,16 @@ import triton
 from record import save
 from rich.console import Console
 from rich.table import Table
+from sampler_kinds import HISTORY
+from sampler_kinds import KINDS as SAMPLED
 
 from cleave.runtime.sampling.device.row import SampledRow
 from cleave.runtime.sampling.device.sampler import DeviceSampler
 from cleave.runtime.sampling.state import SamplingState
 from cleave.runtime.sampling_params import SamplingDefaults, SamplingParams
 
-HISTORY = 512
-"""Tokens of prompt and answer that penalties look at, half of them generated."""
 REPLAYS = 20
-KINDS: dict[str, dict[str, Any] | None] = {
-    "greedy": None,
-    "temperature": {"temperature": 0.8},
-    "top-k 50": {"temperature": 0.8, "top_k": 50},
-    "top-p 0.9": {"temperature": 0.8, "top_p": 0.9},
-    "top-p 0.9, flat": {"temperature": 1.0, "top_p": 0.9},
-    "top-k 50, top-p 0.9, min-p 0.05": {"temperature": 0.8, "top_k": 50, "top_p": 0.9, "min_p": 0.05},
-    "penalties": {"temperature": 0.8, "repetition_penalty": 1.1, "frequency_penalty": 0.2},
-}
+KINDS: dict[str, dict[str, Any] | None] = {"greedy": None, **SAMPLED}
 MIXED = "mixed"
 """Rows of all kinds in turn."""
 

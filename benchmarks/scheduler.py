@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from record import save
 from rich.console import Console
-from rich.table import Table
+from rows import rows_table
 
 from cleave import LLM, SamplingParams
 from cleave.export.exporter import export
@@ -173,16 +173,6 @@ def while_a_prompt_arrives(artifact: Path, length: int, chunk: int, repetitions:
     }
 
 
-def table(title: str, rows: list[dict[str, Any]]) -> Table:
-    """Figures as a table."""
-    made = Table(title=title)
-    for column in rows[0]:
-        made.add_column(column.replace("_", " "), justify="right")
-    for row in rows:
-        made.add_row(*map(str, row.values()))
-    return made
-
-
 def main() -> None:
     """Measure all three, print the tables, write results/scheduler.json."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -193,17 +183,17 @@ def main() -> None:
     arguments = parser.parse_args()
     console = Console()
     host = [host_time(requests, arguments.steps) for requests in map(int, arguments.requests.split(","))]
-    console.print(table("Host time of a decode step, medians in microseconds", host))
+    console.print(rows_table("Host time of a decode step, medians in microseconds", host))
     with tempfile.TemporaryDirectory() as temporary:
         artifact = Path(temporary) / "demo"
         export(ExportRequest(str(DEMO), artifact, check=False))
         prefix = prefix_reuse(artifact, arguments.prompt, arguments.repetitions)
-        console.print(table("Time to first token with a shared prefix", [prefix]))
+        console.print(rows_table("Time to first token with a shared prefix", [prefix]))
         chunked = [
             while_a_prompt_arrives(artifact, arguments.prompt, chunk, arguments.repetitions)
             for chunk in (128, 512, 4096)
         ]
-    console.print(table("8 running requests while a prompt arrives", chunked))
+    console.print(rows_table("8 running requests while a prompt arrives", chunked))
     saved = save("scheduler", {"host": host, "prefix": prefix, "chunked": chunked})
     console.print(f"written to {saved}")
 

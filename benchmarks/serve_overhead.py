@@ -30,7 +30,7 @@ from typing import Any, Self
 import psutil
 from record import save
 from rich.console import Console
-from rich.table import Table
+from rows import rows_table
 
 from cleave.export.exporter import export
 from cleave.export.request import ExportRequest
@@ -223,14 +223,8 @@ def main() -> None:
                 "tokens_per_second": round(statistics.median(figures["rate"])),
             }
         )
-    made = Table(
-        title=f"{arguments.streams} streams of {arguments.tokens} tokens; goal: {GOAL_US} us a token"
-    )
-    for column in rows[0]:
-        made.add_column(column.replace("_", " "), justify="right")
-    for row in rows:
-        made.add_row(*map(str, row.values()))
-    Console().print(made)
+    title = f"{arguments.streams} streams of {arguments.tokens} tokens; goal: {GOAL_US} us a token"
+    Console().print(rows_table(title, rows))
     if not arguments.no_save:
         figures = {
             "streams": arguments.streams,

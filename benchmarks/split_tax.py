@@ -26,6 +26,7 @@ import torch
 from record import save
 from rich.console import Console
 from rich.table import Table
+from shapes import SHAPES
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cleave.export.artifact import Artifact
@@ -39,16 +40,7 @@ from cleave.runtime.model_options import ModelOptions
 from cleave.threads import own_process
 
 DEMO = Path(__file__).parent.parent / "model_files" / "demo"
-SHAPE_135M = LlamaConfig(
-    hidden_size=576,
-    intermediate_size=1536,
-    num_hidden_layers=30,
-    num_attention_heads=9,
-    num_key_value_heads=3,
-    vocab_size=49152,
-    tie_word_embeddings=True,
-    max_position_embeddings=4096,
-)
+SHAPE_135M = LlamaConfig(**SHAPES["135m"])
 
 
 class NoAttention:

@@ -1,7 +1,7 @@
 """Start-up of an engine: how long until it runs, and in how much memory.
 
     python benchmarks/start_up.py model_files/demo-artifact
-    python benchmarks/start_up.py --shape 1b
+    python benchmarks/start_up.py --shape 1b --weights int8
 
 The engine `onnxruntime` in several ways, each in a process of its own, interleaved:
 
@@ -14,7 +14,8 @@ The engine `onnxruntime` in several ways, each in a process of its own, interlea
 number of rows, but what a start would cost if ONNX Runtime took saved packed weights as they are. The last
 two begin with the page cache emptied of the model's files, as after a reboot. With `--inductor`: the
 engine `inductor` on the CPU with an empty engine cache and with a filled one; torch's own cache is empty
-at every start.
+at every start. Packed weights of int4 cannot be saved (docs/quantization.md), so of those there is no
+`saved`, and `no packing` is the engine as it is with packing forbidden.
 """
 
 from __future__ import annotations
@@ -28,8 +29,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +36,10 @@ import numpy as np
 import onnxruntime as ort
 from record import save
 from rich.console import Console
-from shapes import SHAPES, checkpoint
+from shapes import SHAPES
+from workshop import KEPT, Workshop
 
 from cleave.export.artifact import Artifact
-from cleave.export.exporter import ExportRequest, export
 from cleave.runtime.engine_cache.cache import EngineCache
 from cleave.runtime.engines import onnxruntime as engine_module
 from cleave.runtime.engines.builder import get_engine
@@ -50,6 +49,7 @@ from cleave.runtime.engines.onnxruntime_builder import OnnxRuntimeBuilder
 REAL_OPTIONS = engine_module._options
 COLD = ", files not in memory"
 WAYS = ("in turn", "side by side", "saved", "no packing", f"side by side{COLD}", f"saved{COLD}")
+SAVED = ("saved", "no packing", f"saved{COLD}")
 INDUCTOR = ("inductor, empty cache", "inductor, filled cache")
 STEPS = (1, 3, 8, 64)
 DECODES = 10
@@ -165,15 +165,18 @@ def measure(folder: Path, *, threads: int, repetitions: int, inductor: bool) -> 
     with tempfile.TemporaryDirectory() as temporary:
         empty, pieces, compiled = (Path(temporary) / name for name in ("empty", "pieces", "compiled"))
         options = EngineOptions(max_tokens=MAX_TOKENS, threads=threads)
-        saved = save_pieces(artifact, EngineCache(pieces), options)
+        quantization = artifact.manifest.quantization
+        can_save = quantization is None or quantization.method != "int4"
+        saved = save_pieces(artifact, EngineCache(pieces), options) if can_save else None
+        ways = [way for way in WAYS if can_save or way not in SAVED or way == "no packing"]
         for _ in range(repetitions):
-            for way in WAYS:
-                cache = pieces if way.removesuffix(COLD) in ("saved", "no packing") else empty
+            for way in ways:
+                cache = pieces if way in SAVED and can_save else empty
                 starts.setdefault(way, []).append(in_a_process(way, folder, cache, threads))
             EngineCache(compiled).gc(0)
             for way in INDUCTOR if inductor else ():
                 starts.setdefault(way, []).append(in_a_process(way, folder, compiled, threads))
-    kept = [way for way in WAYS if way != "no packing"]
+    kept = [way for way in ways if way != "no packing"]
     assert len({start["logits"] for way in kept for start in starts[way]}) == 1, "logits differ"
     rows = []
     for way, found in starts.items():
@@ -189,25 +192,11 @@ def measure(folder: Path, *, threads: int, repetitions: int, inductor: bool) -> 
         "weights_bytes": weights,
         "threads": threads,
         "repetitions": repetitions,
-        "saving_s": saved["seconds"],
-        "saved_bytes": saved["bytes"],
+        "quantization": quantization.description if quantization else None,
+        "saving_s": saved["seconds"] if saved else None,
+        "saved_bytes": saved["bytes"] if saved else None,
         "rows": rows,
     }
-
-
-@contextmanager
-def artifact_of(arguments: argparse.Namespace) -> Iterator[Path]:
-    """The artifact to start, made of a shape where none is given."""
-    if arguments.artifact is not None:
-        yield arguments.artifact
-        return
-    out = Path(__file__).parent / "out"
-    out.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out) as temporary:
-        made = Path(temporary) / arguments.shape
-        source = checkpoint(arguments.shape, Path(temporary) / "checkpoint" / arguments.shape)
-        export(ExportRequest(str(source), made, check=False))
-        yield made
 
 
 def main() -> None:
@@ -217,6 +206,7 @@ def main() -> None:
     )
     parser.add_argument("artifact", nargs="?", type=Path, help="folder of an artifact")
     parser.add_argument("--shape", choices=tuple(SHAPES), default="135m", help="where no artifact is given")
+    parser.add_argument("--weights", choices=("float32", "int8", "int4"), default="float32", help="likewise")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--inductor", action="store_true")
@@ -227,13 +217,15 @@ def main() -> None:
     if arguments.child:
         print(json.dumps(child(arguments.child, arguments.artifact, arguments.cache, arguments.threads)))
         return
-    with artifact_of(arguments) as folder:
-        figures = measure(
-            folder,
-            threads=arguments.threads,
-            repetitions=arguments.repetitions,
-            inductor=arguments.inductor,
-        )
+    folder = arguments.artifact or Workshop(KEPT, arguments.shape).artifact(arguments.weights)
+    figures = measure(
+        folder,
+        threads=arguments.threads,
+        repetitions=arguments.repetitions,
+        inductor=arguments.inductor,
+    )
+    if arguments.artifact is None:
+        figures["source"] = arguments.shape
     console = Console()
     for row in figures["rows"]:
         console.print(

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from record import save
 from rich.console import Console
-from rich.table import Table
+from rows import rows_table
 from structured_cases import FEATURES, SCHEMAS
 from structured_libraries import EOS, LIBRARIES, Llguidance, Matcher, Xgrammar
 from tokenizers import Tokenizer as RustTokenizer
@@ -188,16 +188,6 @@ def background(made: Tokenizer, requests: int) -> dict[str, Any]:
     }
 
 
-def table(title: str, rows: list[dict[str, Any]]) -> Table:
-    """Figures as a table."""
-    made = Table(title=title)
-    for column in rows[0]:
-        made.add_column(column.replace("_", " "), justify="right")
-    for row in rows:
-        made.add_row(*map(str, row.values()))
-    return made
-
-
 def main() -> None:
     """Measure, print the tables, write results/structured.json."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -211,11 +201,11 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         made = [tokenizer(int(size), folder) for size in arguments.sizes.split(",")]
     covered = list(coverage(made[0]))
-    console.print(table("Features of JSON Schema", covered))
+    console.print(rows_table("Features of JSON Schema", covered))
     rows = [row for one in made for name in LIBRARIES for row in speed(one, name, arguments.repetitions)]
-    console.print(table("Compile and mask", rows))
+    console.print(rows_table("Compile and mask", rows))
     overlapped = [background(one, requests) for one in made for requests in (1, 8, 64)]
-    console.print(table("Masks while the engine runs, microseconds a request", overlapped))
+    console.print(rows_table("Masks while the engine runs, microseconds a request", overlapped))
     figures = {
         "libraries": {name: version(name) for name in LIBRARIES},
         "speed": rows,

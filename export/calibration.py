@@ -29,7 +29,7 @@ Windows = list[npt.NDArray[np.int64]]
 def calibration_text(file: Path | None) -> str:
     """The text of a file, or the bundled one.
 
-    Raises ExportError where the file is missing, empty or not UTF-8.
+    Raises ExportError where the file is missing, empty or no text in UTF-8.
     """
     path = file or _BUNDLED
     try:
@@ -40,6 +40,8 @@ def calibration_text(file: Path | None) -> str:
         ) from None
     except OSError as error:
         raise ExportError(f"calibration file {path} cannot be read: {error.strerror}") from None
+    if "\0" in text:
+        raise ExportError(f"calibration file {path} is binary (it has a NUL); give plain text in UTF-8")
     if not text.strip():
         raise ExportError(
             f"calibration file {path} is empty; give a text of at least {LEAST_TOKENS} tokens, such as "

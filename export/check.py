@@ -23,8 +23,9 @@ from cleave.export.artifact import Artifact, load_graph
 from cleave.export.checkpoint import Checkpoint
 from cleave.export.dequantized import dequantized_matrix, float_graph, use_dequantized, use_weights
 from cleave.export.manifest import Manifest
-from cleave.export.pieces import ATTENTION, Piece, computable, cut, widen
+from cleave.export.pieces import ATTENTION, Piece, cut
 from cleave.export.session import Arrays, GraphSession
+from cleave.export.widening import computable, widen
 
 TOLERANCE = 1e-4
 """Of |error| / |logits| in float32; what was seen is 1e-6, a wrong graph gives 1e-2 and more."""
@@ -53,6 +54,11 @@ def run_check(checkpoint: Checkpoint, artifact: Path, manifest: Manifest, *, dev
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise ExportError(f"the check of the export failed: {reason}")
     result: dict[str, Any] = json.loads(lines[-1])
+    if not result.pop("is_finite"):
+        raise ExportError(
+            f"{checkpoint.folder} gives logits that are no numbers, in transformers too; nothing was "
+            "exported: is the checkpoint whole? --no_check exports it nonetheless"
+        )
     if not result["relative_error"] <= TOLERANCE:
         raise ExportError(
             f"the exported graphs disagree with transformers: relative error of the logits "
@@ -86,6 +92,7 @@ def compare(checkpoint: Path, folder: Path, device: str) -> dict[str, Any]:
         )
         quantized["integer_operators_same_argmax"] = int((rounded.argmax(-1) == expected.argmax(-1)).sum())
     return quantized | {
+        "is_finite": bool(np.isfinite(expected).all()),
         "against": "transformers, float32",
         "device": device,
         "tokens": count,

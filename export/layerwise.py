@@ -14,8 +14,9 @@ import numpy.typing as npt
 import onnx
 
 from cleave.export.batchless import batchless_graphs
-from cleave.export.pieces import ATTENTION, Piece, computable, cut, widen
+from cleave.export.pieces import ATTENTION, Piece, cut
 from cleave.export.session import Arrays, GraphSession
+from cleave.export.widening import computable, widen
 from cleave.plugins.spec import AttentionSpec
 
 _ROWS = 512

@@ -10,15 +10,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from cleave.errors import ArtifactError
 from cleave.plugins.schema import DOMAIN, is_cut, layer_of
 
-_NARROW = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 ATTENTION = "attention"
 """Name of the input through which a piece receives the output of the attention server."""
 
@@ -219,30 +217,6 @@ class _Graph:
         return helper.make_tensor_value_info(renamed, tensor.data_type, list(tensor.dims))
 
 
-def widen(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph in float32, for processors without float16 and bfloat16 arithmetic."""
-    wide = onnx.ModelProto()
-    wide.CopyFrom(model)
-    graph = wide.graph
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        if value.type.tensor_type.elem_type in _NARROW:
-            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
-    for tensor in graph.initializer:
-        _widen_tensor(tensor)
-    for node in graph.node:
-        for attribute in node.attribute:
-            if node.op_type == "Cast" and attribute.name == "to" and attribute.i in _NARROW:
-                attribute.i = onnx.TensorProto.FLOAT
-            if attribute.type == onnx.AttributeProto.TENSOR:
-                _widen_tensor(attribute.t)
-    return wide
-
-
-def computable(weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The weight in a dtype that a processor computes in: integers as they are, floats in float32."""
-    return weight if weight.dtype.kind in "iu" else np.asarray(weight, np.float32)
-
-
 def make_initializers(model: onnx.ModelProto, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
     """Turn inputs of a piece into initializers without data.
 
@@ -260,15 +234,6 @@ def make_initializers(model: onnx.ModelProto, arrays: Mapping[str, npt.NDArray[A
         )
         for key, text in (("location", "elsewhere"), ("offset", "0"), ("length", str(array.nbytes))):
             tensor.external_data.add(key=key, value=text)
-
-
-def _widen_tensor(tensor: onnx.TensorProto) -> None:
-    if tensor.data_type not in _NARROW:
-        return
-    if _is_external(tensor):
-        raise ArtifactError(f"{tensor.name} is a weight in place; cut the graph before widening it")
-    values = numpy_helper.to_array(tensor).astype(np.float32)
-    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 
 
 def _is_external(tensor: onnx.TensorProto) -> bool:

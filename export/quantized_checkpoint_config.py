@@ -13,6 +13,7 @@ WHOLE_ROW = -1
 """The group size that means one scale for all inputs of an output."""
 
 _BITS = 4
+_INSTEAD = "give such a checkpoint, or the unquantised one"
 _FORMATS = {"gptq": ("gptq", "gptq_v2"), "awq": ("gemm",)}
 """Method -> the packings of it that are read, the default first."""
 
@@ -44,21 +45,24 @@ class QuantizationConfig:
         if method not in _FORMATS:
             raise CheckpointError(
                 f"{where} is quantised ({data.get('quant_method')}); Cleave reads {' and '.join(_FORMATS)}: "
-                "give one of those, or the unquantised checkpoint"
+                f"{_INSTEAD}"
             )
         bits = _first(data, "bits", "w_bit")
         if bits != _BITS or isinstance(bits, bool):
-            raise CheckpointError(f"{where} has {method} weights of {bits} bits; Cleave reads {_BITS} bits")
+            raise CheckpointError(
+                f"{where} has {method} weights of {bits} bits; Cleave reads {_BITS} bits: {_INSTEAD}"
+            )
         packing = str(_first(data, "checkpoint_format", "version", "format") or _FORMATS[method][0]).lower()
         if packing not in _FORMATS[method]:
             raise CheckpointError(
-                f"{where} is packed as {packing!r}; of {method} Cleave reads {' and '.join(_FORMATS[method])}"
+                f"{where} is packed as {packing!r}; of {method} Cleave reads "
+                f"{' and '.join(_FORMATS[method])}: {_INSTEAD}"
             )
         group_size = _first(data, "group_size", "q_group_size")
         if group_size not in (*GROUP_SIZES, WHOLE_ROW) or not isinstance(group_size, int):
             raise CheckpointError(
                 f"{where} has groups of {group_size!r}; Cleave reads groups of "
-                f"{', '.join(map(str, GROUP_SIZES))}, and {WHOLE_ROW} (a whole row)"
+                f"{', '.join(map(str, GROUP_SIZES))}, and {WHOLE_ROW} (a whole row): {_INSTEAD}"
             )
         _refuse_exceptions(data.get("dynamic"), bits=_BITS, group_size=group_size, where=where)
         is_gptq = method == "gptq"

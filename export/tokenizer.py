@@ -20,6 +20,8 @@ from cleave.export.artifact import (
 from cleave.export.checkpoint import Checkpoint
 
 _PROBES = ("San Francisco is a", " two  spaces\n\nand lines", "naïve café 東京 🎉", "x = [1, 2]; // 3.14")
+_FILES = ("tokenizer.json", "*.model", "*.tiktoken", "vocab.*")
+"""What tokenizers are kept in."""
 _SAVED = (TOKENIZER, TOKENIZER_CONFIG, "special_tokens_map.json", CHAT_TEMPLATE)
 
 
@@ -34,6 +36,10 @@ def export_tokenizer(checkpoint: Checkpoint, folder: Path) -> tuple[str, ...]:
             checkpoint.folder, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # its loaders raise whatever they come upon
+        if not any(path for pattern in _FILES for path in checkpoint.folder.glob(pattern)):
+            raise CheckpointError(
+                f"{checkpoint.folder} has no tokenizer: put its tokenizer.json there, or tokenizer.model"
+            ) from None
         raise CheckpointError(
             f"transformers cannot read the tokenizer of {checkpoint.folder}: {reason(error)}"
         ) from None

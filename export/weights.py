@@ -166,7 +166,9 @@ def _row_blocks(name: str, tensor: StoredTensor) -> Iterator[torch.Tensor]:
                 raise ExportError(f"{tensor.file} ended while {name} was read")
             values = torch.frombuffer(block, dtype=_TORCH[tensor.dtype]).reshape(count, columns)
             if not bool(torch.isfinite(values).all()):
-                raise ExportError(f"{name} has values that are not finite; export without --quantize")
+                raise ExportError(
+                    f"{name} has values that are not finite and cannot be quantised: is the checkpoint whole?"
+                )
             yield values
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from cleave.errors import AttentionError
 from cleave.export.artifact import Artifact, load_graph
-from cleave.export.pieces import widen
+from cleave.export.widening import widen
 from cleave.kvcache.backend import backend_names
 from cleave.runtime.engines.engine import Engine, device_engine
 

@@ -27,6 +27,7 @@ _FILE = "kernels.zip"
 _CACHE_VARIABLE = "TRITON_CACHE_DIR"
 _KEPT = (".json", ".cubin")
 """What Triton needs of a kernel to launch it."""
+_OWN = "cleave."
 _ROOMS = ("kvcache/backends", "runtime/sampling/device", "runtime/engines/inductor")
 """Where kernels, and what chooses them, are written."""
 
@@ -89,19 +90,22 @@ def _restored(cache: EngineCache, key: EngineKey) -> Kernels:
 
 @contextlib.contextmanager
 def _used() -> Iterator[dict[str, list[Path]]]:
-    """What Triton compiles, or takes from its cache, in here: the files of each, by its hash."""
+    """Which of Cleave's kernels Triton compiles, or takes from its cache, in here: hash -> files."""
     from triton import knobs
 
     _settle()
     used: dict[str, list[Path]] = {}
     before = knobs.compilation.listener
 
-    def listen(*, metadata: Mapping[str, Any], metadata_group: Mapping[str, str], **told: Any) -> None:
-        used[str(metadata["hash"])] = [
-            Path(path) for name, path in metadata_group.items() if name.endswith(_KEPT)
-        ]
+    def listen(
+        *, src: Any, metadata: Mapping[str, Any], metadata_group: Mapping[str, str], **told: Any
+    ) -> None:
+        if str(getattr(src.fn, "module", "")).startswith(_OWN):  # Inductor keeps its own
+            used[str(metadata["hash"])] = [
+                Path(path) for name, path in metadata_group.items() if name.endswith(_KEPT)
+            ]
         if before is not None:
-            before(metadata=metadata, metadata_group=metadata_group, **told)
+            before(src=src, metadata=metadata, metadata_group=metadata_group, **told)
 
     knobs.compilation.listener = listen
     try:

@@ -33,6 +33,7 @@ MAY_IMPORT = {
         "cleave.export.manifest",
         "cleave.export.tensorfile",
         "cleave.export.pieces",
+        "cleave.export.widening",
         "cleave.export.shape",
     ),
 }
@@ -194,6 +195,7 @@ def test_the_reading_of_an_artifact_needs_few_modules_of_the_export() -> None:
         "quantized",
         "shape",
         "tensorfile",
+        "widening",
     )
     assert needed <= {f"cleave.export.{name}" for name in few}
 

@@ -12,10 +12,9 @@ from cleave.kvcache.budget import mib, page_bytes, pages_for
 from cleave.kvcache.memory_plan import ITEM_BYTES
 from cleave.runtime.engines.cuda import cuda_is_usable
 from cleave.runtime.engines.engine import best_engine_kind
+from cleave.runtime.engines.kinds import engine_kind
 
 PAGE_SIZE = 16
-_ON_THE_CPU = "onnxruntime"
-"""The engine kind that computes there wherever it runs; the others take a GPU where there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +27,14 @@ class Memory:
     """Of a value of the weights that are not quantised, and of a cached one."""
 
     @classmethod
-    def of(cls, engine: str | None, artifact: Artifact) -> Memory:
-        """That of the device on which an engine of this kind will run; None: the best kind here."""
-        if (engine or best_engine_kind(artifact)) == _ON_THE_CPU or not cuda_is_usable():
+    def of(cls, engine: str | None, device: str | None, artifact: Artifact) -> Memory:
+        """That of the device on which an engine of this kind will run; None: the best kind, its own choice.
+
+        Raises EngineError for a kind that is not there, or a device that it does not compute on.
+        """
+        kind = engine_kind(engine or best_engine_kind(artifact))
+        kind.check_device(device)
+        if (device or kind.devices[-1]).startswith("cpu") or not cuda_is_usable():
             return cls(psutil.virtual_memory().available)
         import torch  # an engine on a GPU brings it anyway
 

@@ -78,7 +78,7 @@ def measure(request: LatencyRequest, progress: Progress = lambda done, total: No
     """
     artifact = Artifact.open(request.artifact)
     most = max(request.batches)
-    memory = Memory.of(request.engine, artifact)
+    memory = Memory.of(request.engine, request.device, artifact)
     kv_bytes = kv_bytes_for(artifact, most, request.prompt, request.output, memory)
     model = Model(
         request.artifact,

@@ -17,7 +17,8 @@ import onnxruntime as ort
 
 from cleave.export.artifact import WEIGHTS, Artifact
 from cleave.export.manifest import Manifest
-from cleave.export.pieces import Piece, computable, cut, make_initializers, widen
+from cleave.export.pieces import Piece, cut, make_initializers
+from cleave.export.widening import computable, widen
 from cleave.runtime.engines.engine import Attention, EngineOptions, Observer
 from cleave.runtime.engines.huge_pages import HugePages
 from cleave.runtime.engines.integer_products import are_exact

@@ -9,10 +9,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from cleave.errors import BenchError
 from cleave.export.artifact import Artifact
 from cleave.export.exporter import ExportRequest, export
+from cleave.runtime.bench import fit
 from cleave.runtime.bench.gpu_limits import sizes
 from cleave.runtime.bench.latency import LatencyRequest, measure
 from cleave.runtime.bench.limits import CpuProbe
@@ -94,6 +96,32 @@ def test_an_engine_in_floats_multiplies_in_its_own_dtype(
     plain, int4 = artifact("gqa"), quantized_artifact("gqa", quantize="int4")
     found = [products_in(engine, Artifact.open(folder, verify=False)) for folder in (plain, int4)]
     assert found == ["bfloat16", "int8"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "device", "item"),
+    [
+        (None, None, 4),
+        ("onnxruntime", None, 4),
+        ("inductor", "cpu", 4),
+        ("inductor", None, 2),
+        ("inductor", "cuda", 2),
+    ],
+)
+def test_what_fits_is_asked_of_the_device_that_the_engine_takes(
+    engine: str | None,
+    device: str | None,
+    item: int,
+    checkpoint: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    export(ExportRequest(str(checkpoint("gqa")), tmp_path, dtype="float16", check=False))
+    monkeypatch.setattr(fit, "cuda_is_usable", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1234, 5678))
+    memory = fit.Memory.of(engine, device, Artifact.open(tmp_path))
+    assert memory.item_bytes == item
+    assert (memory.free == 1234) is (item == 2)
 
 
 def test_what_a_gpu_is_measured_with_fits_what_is_free() -> None:

@@ -320,6 +320,16 @@ def test_values_beyond_float16(refuse: Callable[..., str], model: Path, beside: 
     refuse(model, name, "float16", "bfloat16", kind=ExportError, dtype="float16")
 
 
+def test_weights_that_are_no_numbers(model: Path, tmp_path: Path) -> None:
+    tensors = load_file(model / WEIGHTS)
+    tensors["model.layers.0.mlp.down_proj.weight"][0, 0] = np.nan
+    save_file(tensors, model / WEIGHTS)
+    with pytest.raises(ExportError) as error:
+        export(ExportRequest(str(model), tmp_path / "output"))
+    assert_one_sentence(str(error.value), str(model), "no numbers, in transformers too", "--no_check")
+    assert contents(tmp_path / "output") is None
+
+
 # Tokenizer.
 
 
@@ -332,7 +342,7 @@ def test_a_tokenizer_that_cannot_be_read(refuse: Callable[..., str], model: Path
 def test_no_tokenizer(refuse: Callable[..., str], model: Path) -> None:
     for path in model.glob("tokenizer*"):
         path.unlink()
-    refuse(model, "tokenizer", kind=CheckpointError, parts=("tokenizer",))
+    refuse(model, "has no tokenizer", "tokenizer.json", kind=CheckpointError, parts=("tokenizer",))
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"eos_token_id": "end"}', '{"eos_token_id": [[1]]}'])

@@ -17,7 +17,8 @@ from cleave.errors import ArtifactError
 from cleave.export.artifact import Artifact, load_graph
 from cleave.export.exporter import ExportRequest, export
 from cleave.export.external import external_tensors
-from cleave.export.pieces import ATTENTION, Piece, cut, widen
+from cleave.export.pieces import ATTENTION, Piece, cut
+from cleave.export.widening import widen
 from cleave.plugins.schema import is_cut, layer_of
 
 Arrays = dict[str, npt.NDArray[Any]]

@@ -226,11 +226,12 @@ def test_a_limit_without_a_reference(plain: Path, tmp_path: Path) -> None:
         (b"", ("empty", str(LEAST_TOKENS))),
         (b" \n\n\t\n", ("empty", str(LEAST_TOKENS))),
         (b"\xff\xfeA\x00", ("not UTF-8", "byte 0")),
+        (b"text, and then\0" * 400, ("is binary", "NUL")),
         (b"too short", ("has 9 tokens", str(LEAST_TOKENS))),
         (b"a\n\nb\n\n" * 400, ("has 0 tokens", str(LEAST_TOKENS))),
         (None, ("cannot be read", "No such file")),
     ],
-    ids=["empty", "blank", "not UTF-8", "short", "short documents", "missing"],
+    ids=["empty", "blank", "not UTF-8", "binary", "short", "short documents", "missing"],
 )
 def test_a_text_that_cannot_be_used(
     refuse: Callable[..., None], tmp_path: Path, data: bytes | None, words: tuple[str, ...]

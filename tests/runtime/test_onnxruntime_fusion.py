@@ -15,7 +15,8 @@ import pytest
 from onnx import helper
 
 from cleave.export.artifact import Artifact
-from cleave.export.pieces import Piece, cut, widen
+from cleave.export.pieces import Piece, cut
+from cleave.export.widening import widen
 from cleave.runtime.engines.onnxruntime import make_session
 from cleave.runtime.engines.onnxruntime_fusion import fuse
 from cleave.runtime.engines.residual import with_residual

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from cleave.export.artifact import Artifact
-from cleave.export.pieces import Piece, cut, widen
+from cleave.export.pieces import Piece, cut
+from cleave.export.widening import widen
 from cleave.runtime.engines.inductor import small
 from cleave.runtime.engines.inductor.choose import Chooser, Linear
 from cleave.runtime.engines.inductor.compiler import Compiled, Compiler, Shape
