@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from random_artifact import GPU_SHAPES, random_artifact
+from gpu_shapes import GPU_SHAPES
+from random_artifact import random_artifact
 from record import save
 from rich.console import Console
 from rich.table import Table

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import report_gpu
-from random_artifact import GPU_SHAPES, write_graphs, write_random_weights
+from gpu_shapes import GPU_SHAPES
 from record import save
 from rich.console import Console
 from rich.table import Table
@@ -171,6 +171,8 @@ def start(artifact: Path, cache: Path, home: Path, code: Path | None) -> dict[st
 
 def made(shape: str, layers: int | None, folder: Path) -> Path:
     """An artifact with random weights, all of it on the disk: else what a start writes waits for that."""
+    from random_artifact import write_graphs, write_random_weights  # transformers, which no start needs
+
     dtype, config = GPU_SHAPES[shape]
     if layers is not None:
         config = config | {"num_hidden_layers": layers}

@@ -33,13 +33,13 @@ _ROOMS = ("kvcache/backends", "runtime/sampling/device", "runtime/engines/induct
 
 
 @contextlib.contextmanager
-def kept_kernels(artifact: Artifact, kind: str, cache: EngineCache) -> Iterator[None]:
+def kept_kernels(artifact: Artifact, kind: str, device: str | None, cache: EngineCache) -> Iterator[None]:
     """Load a model of the engine `kind` in here: kernels that a start before this one has compiled are found.
 
     They are given to Triton's own cache, unless they are there already, and those that were compiled
-    meanwhile are kept. Does nothing where there is no GPU, Triton is not installed, or nothing can be kept.
+    meanwhile are kept. Does nothing for a CPU, and where there is no GPU or Triton is not installed.
     """
-    if kind == "onnxruntime" or not cuda_is_usable() or importlib.util.find_spec("triton") is None:
+    if kind == "onnxruntime" or device == "cpu" or not _has_triton():
         yield
         return
     key = _key(artifact)
@@ -53,6 +53,15 @@ def kept_kernels(artifact: Artifact, kind: str, cache: EngineCache) -> Iterator[
             _publish(cache, key, known | _read(used), engine_label(artifact))
     except (OSError, CacheError) as error:
         _log.warning("the kernels are not kept, and are compiled in every new home: %s", reason(error))
+
+
+def _has_triton() -> bool:
+    """Whether there is something to compile for; an engine that needs it says itself what is missing."""
+    if not cuda_is_usable() or importlib.util.find_spec("triton") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def restore(file: Path) -> Kernels:
