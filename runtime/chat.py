@@ -51,16 +51,18 @@ class ChatTemplate:
     ) -> str:
         """The conversation as text, up to where the model's answer begins.
 
-        `options` are variables for the template, such as `enable_thinking`. Raises RequestError for
-        messages that are not messages, or that the template refuses.
+        `options` are variables for the template, such as `enable_thinking` or `documents`. Raises
+        RequestError for messages that are not messages, or that the template refuses, and for options
+        that have a place of their own.
         """
+        _check_options(options)
         variables: dict[str, Any] = {
             **self._special_tokens,
             "add_generation_prompt": True,
+            "documents": None,
             **(options or {}),
             "messages": [_plain(index, message) for index, message in enumerate(_listed(messages))],
             "tools": list(tools) if tools else None,
-            "documents": None,
         }
         try:
             return self._template.render(variables)
@@ -121,6 +123,14 @@ def special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
         if name.endswith("_token") and isinstance(text, str):
             found[name] = text
     return found
+
+
+def _check_options(options: object) -> None:
+    if options is not None and not isinstance(options, Mapping):
+        raise RequestError(f"the template's options are {options!r}; give names and values")
+    own = [name for name in ("messages", "tools") if name in (options or ())]
+    if own:
+        raise RequestError(f"{own[0]} is no option of the template; give it beside them")
 
 
 def _listed(messages: object) -> Sequence[Message]:

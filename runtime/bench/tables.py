@@ -43,9 +43,14 @@ def phase_table(figures: Mapping[str, Any]) -> Table:
             f"{row['ms_p90']:.2f}",
             f"{row['bytes_per_s'] / 1e9:.2f}",
             f"{row['operations_per_s'] / 1e9:,.1f}",
-            f"{row['percent_of_limit']:.0f} {row['bound']}" + ("*" if row["disturbed"] else ""),
+            _share(row),
         )
     return view
+
+
+def _share(row: Mapping[str, Any]) -> str:
+    """The percentage of a limit, and of which; the star is that of `notes`."""
+    return f"{row['percent_of_limit']:.0f} {row['bound']}" + ("*" if row["disturbed"] else "")
 
 
 def kvrun_table(figures: Mapping[str, Any]) -> Table:
@@ -110,7 +115,7 @@ def throughput_table(figures: Mapping[str, Any]) -> Table:
             ("prefix hits", f"{figures['cached_tokens']:,} of {figures['prompt_tokens']:,} prompt tokens"),
             ("achieved", f"{figures['bytes_per_s'] / 1e9:.2f} GB/s"),
             ("achieved", si(figures["operations_per_s"], "FLOP/s")),
-            ("% of limit", f"{figures['percent_of_limit']:.0f} ({figures['bound']})"),
+            ("% of limit", _share(figures)),
         ],
     )
 

@@ -20,7 +20,7 @@ def refuse(name: str, value: object, allowed: str) -> RequestError:
 def number(name: str, value: Any, low: float, high: float, *, without_low: bool = False) -> float:
     """`value` as a float from `low` to `high`, `low` itself not included where that is said."""
     above = f"above {low:g}" if without_low else f"at least {low:g}"
-    allowed = f"a number {above}" + ("" if math.isinf(high) else f" and at most {high:g}")
+    allowed = f"a finite number {above}" if math.isinf(high) else f"a number {above} and at most {high:g}"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise refuse(name, value, allowed)
     result = float(value)

@@ -168,6 +168,10 @@ def _http(error: HTTPException) -> Failure:
     if error.status_code == 400:
         return Failure("syntax", "the body is not JSON in UTF-8")
     kind = kinds.get(error.status_code, "internal")
-    messages: Mapping[int, str] = {404: "there is nothing at this path; /docs lists what there is"}
+    taken = (error.headers or {}).get("Allow", "another method")
+    messages: Mapping[int, str] = {
+        404: "there is nothing at this path; /docs lists what there is",
+        405: f"this method is not for this path, which takes {taken}; /docs lists what there is",
+    }
     message = messages.get(error.status_code, str(error.detail))
     return Failure(kind, message, headers=dict(error.headers or {}))

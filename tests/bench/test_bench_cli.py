@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from cleave import LLM, SamplingParams
@@ -21,6 +23,7 @@ from cleave.runtime.bench.counts import ModelShape
 from cleave.runtime.bench.machine import command
 from cleave.runtime.bench.published import BATCHES
 from cleave.runtime.bench.ranges import Range
+from cleave.runtime.bench.tables import notes, throughput_table
 from cleave.runtime.bench.throughput import ThroughputRequest, Workload, least_work, run_throughput
 from cleave.runtime.request import Completion
 
@@ -100,6 +103,12 @@ def test_throughput_counts_tokens_prefix_hits_and_preemptions(artifact: Callable
     assert found["cached_tokens"] >= 8 * 48  # those that came after the first four had the prefix
     assert found["preemptions"] == 0
     assert found["requests_per_s"] == pytest.approx(12 / found["seconds"])
+    for disturbed, star in ((True, 1), (False, 0)):  # a star in the table is one below it, and the other way
+        row = found | {"disturbed": disturbed}
+        shown = io.StringIO()
+        Console(file=shown).print(throughput_table(row))
+        assert shown.getvalue().count("*") == star
+        assert "".join(notes(row)).count("*") == star
 
 
 def test_a_small_cache_preempts(artifact: Callable[[str], Path]) -> None:

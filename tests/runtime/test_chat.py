@@ -127,6 +127,28 @@ def test_options_reach_the_template(transformers_tokenizer: Any) -> None:
         assert ours.render(CONVERSATION, None, options) == expected
 
 
+def test_documents_reach_the_template(transformers_tokenizer: Any) -> None:
+    template = "{% for document in documents or [] %}{{ document.text }};{% endfor %}{{ messages | length }}"
+    documents = [{"title": "a", "text": "Paris"}, {"title": "b", "text": "Rome"}]
+    expected = transformers_tokenizer.apply_chat_template(
+        CONVERSATION, chat_template=template, tokenize=False, documents=documents
+    )
+    assert ChatTemplate(template, {}).render(CONVERSATION, None, {"documents": documents}) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"messages": []}, "messages is no"),
+        ({"tools": TOOLS}, "tools is no"),
+        ("thinking", "names and values"),
+    ],
+)
+def test_options_that_are_none_are_refused(options: Any, words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        ChatTemplate("{{ messages }}", {}).render(CONVERSATION, None, options)
+
+
 @pytest.mark.parametrize(
     "content", [[{"type": "text", "text": "Be "}, {"type": "text", "text": "brief. "}], "Be brief. "]
 )

@@ -87,6 +87,7 @@ def test_a_path_or_method_that_is_not_there(served: Served) -> None:
     answer = httpx.get(f"{served.url}/v1/completions", headers=AUTHORISED)
     assert answer.status_code == 405
     assert answer.headers["allow"] == "POST"
+    assert "takes POST" in message(answer)
 
 
 def test_the_queue_is_bounded(served: Served) -> None:

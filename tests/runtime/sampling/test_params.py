@@ -61,6 +61,11 @@ def test_a_value_out_of_range_is_refused_by_name_with_what_is_allowed(name: str,
     assert len(text) < 250
 
 
+def test_what_is_said_of_infinity_is_true() -> None:
+    with pytest.raises(RequestError, match="temperature is inf; it must be a finite number at least 0"):
+        SamplingParams(temperature=math.inf)
+
+
 def test_min_tokens_may_not_exceed_max_tokens() -> None:
     with pytest.raises(RequestError, match="min_tokens is 5; it must be at most max_tokens, which is 4"):
         SamplingParams(min_tokens=5, max_tokens=4)
