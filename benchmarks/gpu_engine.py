@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from gpu_model import GpuModel
+from gpu_shapes import ENGINES, GPU_SHAPES
 from gpu_sizes import Sizes
 from record import save
 from rich.console import Console
@@ -86,7 +87,7 @@ def kernel_tables(shape: str, folder: Path, attention: str) -> dict[str, Any]:
     from random_artifact import random_artifact
 
     artifact = random_artifact(shape, folder / shape)
-    cache = Path(tempfile.mkdtemp(prefix="engines", dir=folder))
+    cache = artifact / ENGINES
     model = GpuModel(artifact, cache, attention, max(PROFILED), PROMPT + STEPS + 1)
     figures: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "shape": shape, "prompt": PROMPT}
     for batch in PROFILED:
@@ -94,7 +95,6 @@ def kernel_tables(shape: str, folder: Path, attention: str) -> dict[str, Any]:
         step = model.decode(tokens, PROMPT, STEPS)
         model.forget(batch)
         figures[f"batch {batch}"] = {"step": step, "kernels": kernels(model, batch, None)}
-    shutil.rmtree(cache)
     return figures
 
 
@@ -227,8 +227,6 @@ def main() -> None:
     if sys.argv[1:2] == ["--start"]:
         start_here(*sys.argv[2:])
         return
-    from random_artifact import GPU_SHAPES  # imports transformers, which serving does not
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shapes", nargs="+", choices=GPU_SHAPES, default=list(GPU_SHAPES))
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "cleave-shapes")

@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from random_artifact import GPU_SHAPES, random_artifact
+from gpu_shapes import GPU_SHAPES
+from random_artifact import random_artifact
 from record import save
 from rich.console import Console
 from rich.table import Table
@@ -117,13 +118,16 @@ class TimedSteps:
         steps = list(self.steps)
         self.steps.clear()
         torch.cuda.synchronize()
-        busy, rest, cycle = [], [], []
+        busy, rest = [], []
+        other: list[float | None] = []
         for index, step in enumerate(steps):
             before = steps[index - 1] if index else None
             rest.append(0.0 if before is None else before.ended.elapsed_time(step.began))
             busy.append(step.began.elapsed_time(step.ended))
-            after = steps[index + 1].scheduled if index + 1 < len(steps) else step.scheduled + step.launch
-            cycle.append((after - step.scheduled) * 1e3)
+            after = steps[index + 1] if index + 1 < len(steps) else None
+            waited = 0.0 if before is None else before.waited
+            took = None if after is None else after.scheduled - step.scheduled
+            other.append(None if took is None else took - step.launch - waited)
         total = sum(busy) + sum(rest)
         found = []
         for kind in KINDS:
@@ -133,6 +137,7 @@ class TimedSteps:
             spent, count = sum(busy[index] for index in those), len(those)
             launch = sum(steps[index].launch for index in those) * 1e3 / count
             waited = sum(steps[index - 1].waited for index in those if index) * 1e3 / count
+            known = [seconds for index in those if (seconds := other[index]) is not None]
             found.append(
                 {
                     "kind": kind,
@@ -144,7 +149,7 @@ class TimedSteps:
                     "gpu_ms_a_step": spent / count,
                     "rested_ms": sum(rest[index] for index in those),
                     "host_launch_ms_a_step": launch,
-                    "host_other_ms_a_step": sum(cycle[index] for index in those) / count - launch - waited,
+                    "host_other_ms_a_step": sum(known) * 1e3 / max(1, len(known)),
                     "host_waits_ms_a_step": waited,
                 }
             )

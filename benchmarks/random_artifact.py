@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_shapes import GPU_SHAPES
 from record import RESULTS
 from transformers import LlamaConfig
 
@@ -17,34 +18,6 @@ from cleave.export.trace import MetaModel
 from cleave.export.weights import STORED
 
 DEMO = RESULTS.parent.parent / "model_files" / "demo"
-GPU_SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama-2-7b": (
-        "float16",
-        {
-            "hidden_size": 4096,
-            "intermediate_size": 11008,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 32,
-            "vocab_size": 32000,
-            "max_position_embeddings": 4096,
-        },
-    ),
-    "llama-3-8b": (
-        "bfloat16",
-        {
-            "hidden_size": 4096,
-            "intermediate_size": 14336,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "vocab_size": 128256,
-            "max_position_embeddings": 8192,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
-        },
-    ),
-}
-"""Shape -> dtype and config."""
 _BLOCK = 1 << 26
 _APART = 1_000_003
 """Numbers between the beginnings of two weights."""

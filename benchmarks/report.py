@@ -90,7 +90,9 @@ def _result(record: Mapping[str, Any], kind: str) -> str:
         "start_up": _start_up,
         "quantization": report_cpu.quantization,
         "gpu_engine": report_gpu.engine,
+        "start_up_gpu": report_gpu.start_up,
         "gpu_kernels": report_gpu.kernels,
+        "gpu_mixed": report_gpu.mixed,
     }.get(kind, _plain)
     return (
         f"{draw(record['figures'])}\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from report_cpu import table
@@ -51,6 +51,56 @@ def kernels(figures: Mapping[str, Any]) -> str:
         for name, found in measured.items()
     ]
     return "\n".join([title, *parts])
+
+
+def start_up(figures: Mapping[str, Any]) -> str:
+    """The parts of every start."""
+    title = f"**{figures['shape']}**, {figures['layers']} layers, {figures['dtype']}, one {figures['gpu']}.\n"
+    return f"{title}\n{table(['', *figures['starts']], start_up_rows(figures['starts']))}"
+
+
+def start_up_rows(starts: Mapping[str, Any]) -> list[list[str]]:
+    """A part in each, and in every way of starting its seconds, with how often where that is not once."""
+    rows = [["whole", *(f"{one['seconds']:.1f}" for one in starts.values())]]
+    for part in dict.fromkeys(part for one in starts.values() for part in one["parts"]):
+        found = [one["parts"].get(part) for one in starts.values()]
+        rows.append([part, *("" if one is None else _part(one) for one in found)])
+    for count in ("kernels_compiled", "kernels_found"):
+        rows.append([count.replace("_", " "), *(str(one[count]) for one in starts.values())])
+    return rows
+
+
+def _part(part: Mapping[str, Any]) -> str:
+    times = int(part["times"])
+    return f"{part['seconds']:.2f}" if times == 1 else f"{part['seconds']:.2f} ({times})"
+
+
+def mixed(figures: Mapping[str, Any]) -> str:
+    """Of two loads the kinds of steps and the kernels of some of them."""
+    parts = [f"**{figures['shape']}**, {figures['dtype']}, one {figures['gpu']}.\n"]
+    for load, rate in (("prefill", "tokens_per_s"), ("mixed", "output_tokens_per_s")):
+        found = figures[load]
+        profile = found["profile"]
+        parts += [
+            f"*{load}: {found[rate]:,.0f} {rate.replace('_', ' ').replace(' per s', '/s')}, "
+            f"{found['seconds']:.2f} s*\n",
+            _rows(found["steps"]),
+            f"*kernels of a part of it: {profile['busy_ms']:,.0f} ms, and {profile['rested_ms']:.1f} ms in "
+            "which none ran*\n",
+            _rows(profile["kernels"]),
+        ]
+    return "\n".join(parts)
+
+
+def _rows(rows: Sequence[Mapping[str, Any]]) -> str:
+    head = [name.replace("_", " ") for name in rows[0]]
+    return table(head, ([_cell(value) for value in row.values()] for row in rows))
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.2f}"
+    return f"{value:,}" if isinstance(value, int) else f"`{value}`"
 
 
 def _kernels(title: str, rows: Iterable[Mapping[str, Any]]) -> str:

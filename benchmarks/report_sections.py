@@ -77,6 +77,12 @@ SECTIONS = {
         "Microseconds of the engine thread for a step with nobody watching, with metrics, and with an open "
         "page; and of a frame of the page.",
     ),
+    "start_up_gpu": (
+        "Start-up on one GPU",
+        "From the start of a process to its first answer, engine `inductor`, random weights in the page "
+        "cache. `cold`: nothing was compiled before; `warm`: engine cache and home folder are filled; "
+        "`new home`: the engine cache alone is. Seconds, and how often; some parts lie within others.",
+    ),
     "gpu_engine": (
         "The engine on one GPU",
         "The engine `inductor` over attention `triton`, random weights, requests in lockstep, greedy on the "

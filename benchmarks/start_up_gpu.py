@@ -27,7 +27,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from random_artifact import GPU_SHAPES, random_artifact
+import report_gpu
+from gpu_shapes import GPU_SHAPES
 from record import save
 from rich.console import Console
 from rich.table import Table
@@ -137,6 +138,8 @@ def child(artifact: Path, cache: Path, began: float) -> dict[str, Any]:
     (answer,) = llm.generate([list(range(3, 40))], params, progress=False)
     seconds = clock.now()
     clock.note("first answer", loaded)
+    llm.close()
+    clock.note("closed", seconds)
     return {
         "seconds": seconds,
         "answer": list(answer.token_ids),
@@ -156,26 +159,38 @@ def start(artifact: Path, cache: Path, home: Path, code: Path | None) -> dict[st
     }
     if code is not None:
         environment["PYTHONPATH"] = str(code)
-    command = [sys.executable, __file__, "--child", str(artifact), str(cache), repr(time.time())]
+    began = time.time()
+    command = [sys.executable, __file__, "--child", str(artifact), str(cache), repr(began)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    figures = dict(json.loads(done.stdout.splitlines()[-1]))
+    ended = time.time() - began
+    at = figures["seconds"] + figures["parts"]["closed"]["seconds"]
+    figures["parts"]["process ended"] = {"at": at, "seconds": ended - at, "times": 1}
+    return figures
+
+
+def made(shape: str, layers: int | None, folder: Path) -> Path:
+    """An artifact with random weights, all of it on the disk: else what a start writes waits for that."""
+    from random_artifact import write_graphs, write_random_weights  # transformers, which no start needs
+
+    dtype, config = GPU_SHAPES[shape]
+    if layers is not None:
+        config = config | {"num_hidden_layers": layers}
+    artifact = folder / f"{shape}-{config['num_hidden_layers']}"
+    if not artifact.exists():
+        write_graphs(dtype, config, artifact)
+        write_random_weights(dtype, config, artifact)
+    os.sync()
+    return artifact
 
 
 def table(title: str, starts: dict[str, dict[str, Any]]) -> Table:
     """The parts of every start."""
-    view = Table(title=title)
-    view.add_column("seconds")
+    view = Table("seconds", title=title)
     for way in starts:
         view.add_column(way, justify="right")
-    view.add_row("whole", *(f"{one['seconds']:.1f}" for one in starts.values()))
-    parts = dict.fromkeys(part for one in starts.values() for part in one["parts"])
-    for part in parts:
-        found = [one["parts"].get(part) for one in starts.values()]
-        view.add_row(
-            part, *("" if one is None else f"{one['seconds']:.2f} ({one['times']:.0f})" for one in found)
-        )
-    view.add_row("kernels compiled", *(str(one["kernels_compiled"]) for one in starts.values()))
-    view.add_row("kernels found", *(str(one["kernels_found"]) for one in starts.values()))
+    for cells in report_gpu.start_up_rows(starts):
+        view.add_row(*cells)
     return view
 
 
@@ -185,6 +200,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shape", choices=tuple(GPU_SHAPES), default="llama-2-7b")
+    parser.add_argument("--layers", type=int, help="of the model, where not all of the shape's")
     parser.add_argument("--folder", type=Path, help="for weights; kept for the next run")
     parser.add_argument("--code", type=Path, help="another checkout, which is started too")
     parser.add_argument("--ways", default=",".join(WAYS))
@@ -205,7 +221,7 @@ def main() -> None:
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
-        artifact = random_artifact(given.shape, folder / given.shape)
+        artifact = made(given.shape, given.layers, folder)
         for way in given.ways.split(","):
             for label, code in codes.items():
                 base = Path(temporary) / f"code{bool(label):d}"
@@ -213,11 +229,13 @@ def main() -> None:
                 home.mkdir(parents=True, exist_ok=True)
                 one = found[label + way] = start(artifact, base / "engines", home, code)
                 console.print(f"{label}{way}: {one['seconds']:.1f} s, answer {one['answer']}")
+                console.print(table(label + way, {way: one}))
     console.print(table(f"{given.shape}, {torch.cuda.get_device_name()}", found))
     figures = {
         "benchmark": "start_up_gpu",
         "gpu": torch.cuda.get_device_name(),
         "shape": given.shape,
+        "layers": given.layers or GPU_SHAPES[given.shape][1]["num_hidden_layers"],
         "dtype": GPU_SHAPES[given.shape][0],
         "starts": found,
     }

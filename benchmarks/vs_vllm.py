@@ -13,9 +13,9 @@ operations over the rate of a large product, both measured first, in the same ru
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib.metadata
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from gpu_shapes import ENGINES, GPU_SHAPES
 from gpu_sizes import Sizes
-from random_artifact import GPU_SHAPES, random_artifact
 from record import save
 from rich.console import Console
 from rich.table import Table
@@ -43,8 +43,6 @@ PROMPT, STEPS = 512, 64
 MOST_SEQUENCES = 256
 MIXED = 400
 LENGTH = 4096
-ENGINES = "engines"
-"""Folder of the engine cache, in that of the artifact."""
 
 Prompts = Sequence[Sequence[int]]
 
@@ -120,11 +118,13 @@ def started(make: Callable[[], Side]) -> tuple[Side, float]:
 
 
 def limits(dtype: str) -> dict[str, float]:
-    """See `gpu_limits.Limits`."""
-    import torch
-    from gpu_limits import Limits
+    """What the GPU can do at most."""
+    from cleave.runtime.bench.gpu_limits import GpuProbe
 
-    return dataclasses.asdict(Limits.measure(getattr(torch, dtype)))
+    probe = GpuProbe("cuda", dtype)
+    found = probe.measure()
+    probe.close()
+    return {"bytes_per_second": found.bandwidth, "flops_per_second": found.rate(dtype)}
 
 
 def measure(make: Callable[[], Side], vocab: int, batches: Sequence[int]) -> dict[str, Any]:
@@ -279,6 +279,7 @@ def main() -> None:
     if not given.without_vllm:
         require("vllm", PIN)
     import torch
+    from random_artifact import random_artifact  # imports transformers, which no side needs
 
     if not torch.cuda.is_available():
         sys.stderr.write("error: torch sees no GPU; this compares on a GPU only\n")
@@ -287,6 +288,7 @@ def main() -> None:
         folder = given.folder or Path(temporary)
         artifact = random_artifact(given.shape, folder / given.shape)
         shutil.rmtree(artifact / ENGINES, ignore_errors=True)
+        os.sync()  # else what a start writes waits for the weights
 
         def measured(name: str) -> Any:
             command = [sys.executable, __file__, "--shape", given.shape, "--folder", str(folder)]

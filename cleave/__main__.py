@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
@@ -91,6 +92,8 @@ def _interrupted() -> NoReturn:
 def process(app: typer.Typer | None = None) -> None:
     """`main` for a process that does nothing else."""
     own_process()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # models say what a terminal's encoding may lack
     main(app)
 
 

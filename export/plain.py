@@ -12,6 +12,8 @@ def continue_text(
 ) -> str:
     """`text` with its greedy continuation by transformers' own generate(), in float32 on a CPU.
 
+    A checkpoint that is quantised answers with the matrices that its integers stand for.
+
     Raises CheckpointError where transformers cannot run it, ExportError for values out of range.
     """
     check_dtype(dtype)
@@ -27,7 +29,10 @@ def continue_text(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from cleave.export.config import load_config
+    from cleave.export.dequantized import use_weights
+    from cleave.export.trace import quiet
 
+    ready = checkpoint.ready
     default = "float32" if device == "cpu" else checkpoint.dtype
     config = load_config(checkpoint.folder, num_layers)
     checkpoint.require_safetensors()
@@ -35,16 +40,20 @@ def continue_text(
         tokenizer = AutoTokenizer.from_pretrained(
             checkpoint.folder, local_files_only=True, trust_remote_code=False
         )
-        loaded = AutoModelForCausalLM.from_pretrained(
-            checkpoint.folder,
-            config=config,
-            dtype=getattr(torch, dtype or default),
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-        )
+        with quiet():  # it reports all that is packed as missing
+            loaded = AutoModelForCausalLM.from_pretrained(
+                checkpoint.folder,
+                config=config,
+                dtype=torch.float32 if ready else getattr(torch, dtype or default),
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+            )
     except Exception as error:  # its loaders raise whatever they come upon
         raise CheckpointError(f"transformers cannot read {checkpoint.folder}: {reason(error)}") from None
+    if ready is not None:
+        use_weights(loaded, ready.all_dequantized(config.num_hidden_layers))
+        loaded = loaded.to(getattr(torch, dtype or default))
     inputs = tokenizer(text, return_tensors="pt").to(device)
     with torch.no_grad():
         tokens = loaded.to(device).eval().generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)

@@ -115,7 +115,7 @@ class MetaModel:
         self.config = config
         self.dtype: torch.dtype = getattr(torch, dtype)
         try:
-            with torch.device("meta"), _quiet():
+            with torch.device("meta"), quiet():
                 self.model = AutoModelForCausalLM.from_config(config, dtype=self.dtype).eval()
         except Exception as error:  # sizes that do not fit together fail anywhere inside
             raise CheckpointError(f"transformers makes no model of the config: {reason(error)}") from None
@@ -140,7 +140,7 @@ class MetaModel:
 
         Raises ExportError where an attention operator was lost on the way.
         """
-        with self._cut() as recorder, torch.no_grad(), _quiet():
+        with self._cut() as recorder, torch.no_grad(), quiet():
             tokens, rows = torch.export.Dim("tokens"), torch.export.Dim("rows")
             exported = torch.export.export(
                 _Batchful(self.model),
@@ -226,7 +226,7 @@ def _check_operators(graph: ir.Model, layers: int) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the libraries' own chatter (missing torchvision, deprecations inside torch) off the terminal."""
     logs = [logging.getLogger(name) for name in ("torch.onnx", "transformers")]
     levels = [log.level for log in logs]

@@ -213,13 +213,17 @@ class AttentionServer:
             )
 
     def _build(self, step: Sequence[Chunk], tables: list[PageTable]) -> StepPlan:
-        counts = np.array([chunk.count for chunk in step], np.int64)
         starts = np.array([chunk.start for chunk in step], np.int64)
-        offsets = np.zeros(len(step) + 1, np.int64)
-        np.cumsum(counts, out=offsets[1:])
         page_table = self.pages.gather(tables)
-        chunk_of_row = np.repeat(np.arange(len(step)), counts)
-        positions = np.arange(offsets[-1]) + (starts - offsets[:-1])[chunk_of_row]
+        if _rows(step) == len(step):  # every sequence decodes
+            offsets = np.arange(len(step) + 1)
+            chunk_of_row, positions = offsets[:-1], starts
+        else:
+            offsets = np.zeros(len(step) + 1, np.int64)
+            counts = np.array([chunk.count for chunk in step], np.int64)
+            np.cumsum(counts, out=offsets[1:])
+            chunk_of_row = np.repeat(np.arange(len(step)), counts)
+            positions = np.arange(offsets[-1]) + (starts - offsets[:-1])[chunk_of_row]
         pages, places = np.divmod(positions, self._shape.page_size)
         slots = page_table[chunk_of_row, pages].astype(np.int64) * self._shape.page_size + places
         return StepPlan(offsets, starts, positions, slots, page_table)

@@ -104,7 +104,7 @@ class Chat:
         source = self._with_tools if tools else self._plain
         if source is None:
             raise RequestError(
-                "the checkpoint has no chat template; give a prompt to generate() or stream() instead"
+                "the checkpoint has no chat template; give it a text to continue instead of messages"
             )
         if tools and not self.takes_tools:
             raise RequestError("the checkpoint's chat template knows no tools; leave them out")

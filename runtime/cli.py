@@ -84,6 +84,8 @@ def run(
         "allow_build": not no_build,
     }
     with _load(model, engine, **options) as llm:
+        if chat and not llm.model.chat.has_template:
+            raise RequestError(f"{model} has no chat template; leave --chat out, and give a text by --input")
         if chat:
             with contextlib.suppress(ImportError):
                 importlib.import_module("readline")  # gives `input` a history and arrow keys

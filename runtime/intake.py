@@ -41,7 +41,9 @@ class Intake:
         elif not isinstance(request_id, str) or not request_id:
             raise RequestError(f"request_id is {request_id!r}; it must be text, and not empty")
         params = SamplingParams() if params is None else check_params(params)
-        answers = [self._answer(index, prompt, params, priority) for index in range(params.n)]
+        first = self._answer(0, prompt, params, priority)
+        tokens = first.sequence.prompt
+        answers = [first, *(self._answer(index, tokens, params, priority) for index in range(1, params.n))]
         self._check_room(answers)
         return Generation(request_id, prompt, answers, reader, held_back=self._held_back(answers))
 

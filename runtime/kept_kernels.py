@@ -27,18 +27,19 @@ _FILE = "kernels.zip"
 _CACHE_VARIABLE = "TRITON_CACHE_DIR"
 _KEPT = (".json", ".cubin")
 """What Triton needs of a kernel to launch it."""
+_OWN = "cleave."
 _ROOMS = ("kvcache/backends", "runtime/sampling/device", "runtime/engines/inductor")
 """Where kernels, and what chooses them, are written."""
 
 
 @contextlib.contextmanager
-def kept_kernels(artifact: Artifact, kind: str, cache: EngineCache) -> Iterator[None]:
+def kept_kernels(artifact: Artifact, kind: str, device: str | None, cache: EngineCache) -> Iterator[None]:
     """Load a model of the engine `kind` in here: kernels that a start before this one has compiled are found.
 
     They are given to Triton's own cache, unless they are there already, and those that were compiled
-    meanwhile are kept. Does nothing where there is no GPU, Triton is not installed, or nothing can be kept.
+    meanwhile are kept. Does nothing for a CPU, and where there is no GPU or Triton is not installed.
     """
-    if kind == "onnxruntime" or not cuda_is_usable() or importlib.util.find_spec("triton") is None:
+    if kind == "onnxruntime" or device == "cpu" or not _has_triton():
         yield
         return
     key = _key(artifact)
@@ -52,6 +53,15 @@ def kept_kernels(artifact: Artifact, kind: str, cache: EngineCache) -> Iterator[
             _publish(cache, key, known | _read(used), engine_label(artifact))
     except (OSError, CacheError) as error:
         _log.warning("the kernels are not kept, and are compiled in every new home: %s", reason(error))
+
+
+def _has_triton() -> bool:
+    """Whether there is something to compile for; an engine that needs it says itself what is missing."""
+    if not cuda_is_usable() or importlib.util.find_spec("triton") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def restore(file: Path) -> Kernels:
@@ -89,19 +99,22 @@ def _restored(cache: EngineCache, key: EngineKey) -> Kernels:
 
 @contextlib.contextmanager
 def _used() -> Iterator[dict[str, list[Path]]]:
-    """What Triton compiles, or takes from its cache, in here: the files of each, by its hash."""
+    """Which of Cleave's kernels Triton compiles, or takes from its cache, in here: hash -> files."""
     from triton import knobs
 
     _settle()
     used: dict[str, list[Path]] = {}
     before = knobs.compilation.listener
 
-    def listen(*, metadata: Mapping[str, Any], metadata_group: Mapping[str, str], **told: Any) -> None:
-        used[str(metadata["hash"])] = [
-            Path(path) for name, path in metadata_group.items() if name.endswith(_KEPT)
-        ]
+    def listen(
+        *, src: Any, metadata: Mapping[str, Any], metadata_group: Mapping[str, str], **told: Any
+    ) -> None:
+        if str(getattr(src.fn, "module", "")).startswith(_OWN):  # Inductor keeps its own
+            used[str(metadata["hash"])] = [
+                Path(path) for name, path in metadata_group.items() if name.endswith(_KEPT)
+            ]
         if before is not None:
-            before(metadata=metadata, metadata_group=metadata_group, **told)
+            before(src=src, metadata=metadata, metadata_group=metadata_group, **told)
 
     knobs.compilation.listener = listen
     try:

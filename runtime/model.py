@@ -64,7 +64,7 @@ class Model:
         kind = options.engine or best_engine_kind(artifact)
         chosen = engine_options(kind, options, self.max_length)
         cache = EngineCache(options.cache)
-        with kept_kernels(artifact, kind, cache), ExitStack() as made:
+        with kept_kernels(artifact, kind, chosen.device, cache), ExitStack() as made:
             self.grammars = GrammarCompiler(self.tokenizer, self.eos_token_ids, threads=options.threads)
             made.callback(self.grammars.close)
             self.engine: Engine = create_engine(

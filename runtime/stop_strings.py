@@ -20,6 +20,8 @@ class StopStrings:
 
     def push(self, text: str) -> str:
         """Take more text; gives back what is certain, and nothing more once a string was found."""
+        if not self._strings:
+            return text
         if self.found is not None:
             return ""
         self._held += text

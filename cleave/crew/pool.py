@@ -22,15 +22,35 @@ class PoolCrew:
         """See `Crew.run`."""
         helpers = min(parts, self.threads) - 1
         code.publish(self._words, function, block, parts, helpers)
-        futures: list[Future[None]] = []
+        # Made before anybody has them: an exception of a signal's handler must not lose one.
+        futures: list[Future[None]] = [Future() for _ in range(helpers)]
         try:
-            for thread in range(1, helpers + 1):
-                futures.append(self._pool.submit(code.work, self._words, thread))
+            for thread, future in enumerate(futures, 1):
+                self._pool.submit(self._help, thread, future)
             code.work(self._words, 0)
         finally:
-            # Also where this thread is interrupted: nobody may compute after run() has ended.
-            wait([future for future in futures if not future.cancel()])
+            _end(futures)
+
+    def _help(self, thread: int, future: Future[None]) -> None:
+        if future.set_running_or_notify_cancel():
+            code.work(self._words, thread)
+            future.set_result(None)
 
     def close(self) -> None:
         """See `Crew.close`."""
         self._pool.shutdown()
+
+
+def _end(futures: list[Future[None]]) -> None:
+    """Wait for those that have begun, also where this thread is interrupted meanwhile: nobody may compute
+    after run() has ended.
+    """
+    interrupted: BaseException | None = None
+    while True:
+        try:
+            wait([future for future in futures if not future.cancel()])
+            break
+        except BaseException as error:
+            interrupted = error
+    if interrupted is not None:
+        raise interrupted

@@ -47,6 +47,8 @@ class _Kind:
     """Layers of one shape, for which a step is cut in the same way."""
 
     spec: AttentionSpec
+    layers: npt.NDArray[np.int64]
+    """Which layers they are."""
     step: npt.NDArray[Any]
     """[1] of cpu_kernel.STEP: that of the planned step."""
 
@@ -70,8 +72,15 @@ class CpuBackend:
         if threads <= 0:
             raise AttentionError(f"threads is {threads}; it must be positive, or None for all physical cores")
         self._threads = threads
-        kinds = {_shape_of(spec): spec for spec in shape.specs}
-        self._kinds = {key: _Kind(spec, np.zeros(1, cpu_kernel.STEP)) for key, spec in kinds.items()}
+        self._kind_of = [_shape_of(spec) for spec in shape.specs]
+        self._kinds = {
+            key: _Kind(
+                shape.specs[self._kind_of.index(key)],
+                np.flatnonzero([kind == key for kind in self._kind_of]),
+                np.zeros(1, cpu_kernel.STEP),
+            )
+            for key in dict.fromkeys(self._kind_of)
+        }
         floats = max(cpu_kernel.scratch_floats(spec.head_dim) for spec in shape.specs)
         self._scratch = _aligned(threads * floats), np.zeros(threads * cpu_kernel.LOOK_UP, np.int64)
         tables = {spec.rope: _tables(spec.rope, shape.max_position) for spec in shape.specs}
@@ -104,8 +113,8 @@ class CpuBackend:
         }
         for key, kind in self._kinds.items():
             _write_step(kind.step, work[key])
-        self._work = [work[_shape_of(layer.spec)] for layer in self._layers]
-        self._jobs[:, :, _PARTS] = [(one.append_parts, one.parts) for one in self._work]
+            self._jobs[kind.layers, :, _PARTS] = work[key].append_parts, work[key].parts
+        self._work = [work[key] for key in self._kind_of]
 
     def run(self, layer: int, q: Any, k: Any, v: Any, out: Any) -> None:
         """One layer of the planned step; arrays are C-contiguous, writeable float32 numpy arrays.
@@ -132,11 +141,18 @@ class CpuBackend:
         """See `AttentionServer.jobs`; raises AttentionError as `run` does."""
         if not self._work:
             raise AttentionError("no step is planned; call plan(step) before jobs(q, k, v, out)")
+        try:
+            fits = cpu_kernel.place(q, k, v, out, self._layers[0].address, len(self._layers))
+        except TypeError:
+            self._explain_all(q, k, v, out)
+            raise
+        if not fits:
+            self._explain_all(q, k, v, out)
+        return LayerJobs(self._jobs, self._threads)
+
+    def _explain_all(self, q: Any, k: Any, v: Any, out: Any) -> None:
         for kind in self._kinds.values():
             _explain(q, k, v, out, self._work[0].rows, kind.spec)
-        for name, array in (("q", q), ("k", k), ("v", v), ("out", out)):
-            self._records[name] = array.__array_interface__["data"][0]
-        return LayerJobs(self._jobs, self._threads)
 
     def close(self) -> None:
         """Give the pages back and end the threads."""
@@ -202,12 +218,10 @@ def _layer(
 
 
 def _write_step(record: npt.NDArray[Any], work: Work) -> None:
-    """Say where the arrays of a planned step are, and how large."""
-    for name, array in work.arrays.items():
-        record[name] = array.__array_interface__["data"][0]
+    """Say where the arrays of a planned step are, and how large: all fields at once, in their order."""
+    places = [array.__array_interface__["data"][0] for array in work.arrays.values()]
     chunks, pages = work.arrays["page_table"].shape
-    record["rows"], record["chunks"], record["pages"] = work.rows, chunks, pages
-    record["count"], record["append_parts"] = len(work.arrays["items"]), work.append_parts
+    record[0] = (*places, work.rows, chunks, pages, len(work.arrays["items"]), work.append_parts)
 
 
 def _tables(rope: RopeSpec | None, max_position: int) -> tuple[Float32, Float32]:

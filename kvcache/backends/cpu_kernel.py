@@ -138,7 +138,7 @@ def _scratch_of(layer: Any, thread: Any) -> Any:
     return floats, groups
 
 
-def _compile(source_digest: int) -> tuple[Any, Any, Any]:
+def _compile(source_digest: int) -> tuple[Any, Any, Any, Any]:
     """Compile the functions, or find them in numba's cache; the digest is part of their key there."""
 
     @whole("boolean(float32[:, ::1], float32[:, ::1], float32[:, ::1], float32[:, ::1], int64)")
@@ -262,9 +262,30 @@ def _compile(source_digest: int) -> tuple[Any, Any, Any]:
                 for d in range(head_dim):
                     result[d] = row_sums[d] / total
 
-    return begin, append, attend
+    @whole("boolean(float32[:, ::1], float32[:, ::1], float32[:, ::1], float32[:, ::1], int64, int64)")
+    def place(q: Any, k: Any, v: Any, out: Any, address: Any, count: Any) -> Any:
+        """Let `count` layers, of which the first is at `address`, take these rows; False as `begin`."""
+        _ = source_digest
+        layers = numba.carray(_layer_at(address), (count,))
+        for layer in layers:
+            step = numba.carray(_step_at(layer.step), (1,))[0]
+            rows, wide, narrow = step.rows, layer.heads * layer.head_dim, layer.kv_heads * layer.head_dim
+            if q.shape != (rows, wide) or out.shape != q.shape:
+                return False
+            if k.shape != (rows, narrow) or v.shape != k.shape:
+                return False
+        for layer in layers:
+            layer.q, layer.k, layer.v, layer.out = (
+                q.ctypes.data,
+                k.ctypes.data,
+                v.ctypes.data,
+                out.ctypes.data,
+            )
+        return True
+
+    return begin, append, attend, place
 
 
-begin, append, attend = _compile(
+begin, append, attend, place = _compile(
     sources_digest(cleave.addresses, cleave.lanes, cpu_tiles, sys.modules[__name__])
 )

@@ -83,12 +83,14 @@ def _check_memory(artifact: Artifact) -> None:
 
 @contextlib.contextmanager
 def _quiet(logging: Any) -> Iterator[None]:
-    """No progress bar on the terminal, where the table goes."""
-    shown = logging.is_progress_bar_enabled()
+    """No progress bar on the terminal, where the table goes, and no report of what is packed as missing."""
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
 

@@ -75,7 +75,7 @@ class Server(uvicorn.Server):
         except OSError as error:
             raise _unavailable(settings, error) from None
         for listener in sockets or ():
-            fields = {"url": f"http://{settings.host}:{listener.getsockname()[1]}"}
+            fields = {"url": f"http://{_place(settings.host, listener.getsockname()[1])}"}
             _log.info("listening", extra={"fields": fields})
 
     async def main_loop(self) -> None:
@@ -149,6 +149,11 @@ def _trace_provider(settings: ServerSettings, llm: AsyncLLM) -> TracerProvider |
 
 def _unavailable(settings: ServerSettings, error: OSError) -> ServerError:
     return ServerError(
-        f"{settings.host}:{settings.port} cannot be listened on ({reason(error)}); "
+        f"{_place(settings.host, settings.port)} cannot be listened on ({reason(error)}); "
         "choose another --port or --host, or end what uses it"
     )
+
+
+def _place(host: str, port: int) -> str:
+    """As a URL has it: addresses of IPv6 in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -233,6 +233,7 @@ def test_names_are_looked_at_before_digests(artifact: Callable[[str], Path]) -> 
         (("--model", "{artifact}", "--attention", "paged"), ("paged", *backend_names())),
         (("--model", "{artifact}", "--max_new_tokens", "0"), ("--max_new_tokens is 0",)),
         (("--model", "{artifact}", "--device", "tpu"), ("'tpu'", "cpu")),
+        (("--model", "{artifact}", "--chat"), ("no chat template", "leave --chat out")),
         (("--model", "{artifact}", "--threads", "0"), ("threads is 0",)),
         (("--model", "{artifact}", "--input", ""), ("the prompt is empty",)),
         (("--model", "{artifact}", "--input", "a", "--input", ""), ("the prompt is empty",)),
@@ -326,6 +327,13 @@ CLEAVE = ("-m", "cleave")
 
 def test_python_m_cleave_run() -> None:
     process([*CLEAVE, "run", "--model", "no/such/place"]).refused("there is no artifact at no/such/place")
+
+
+def test_a_terminal_that_lacks_a_character_is_no_error(artifact: Callable[[str], Path]) -> None:
+    options = ("--input", "caf\xe9", "--max_new_tokens", 1, "--ignore_eos")
+    ended = process([*CLEAVE, "run", "--model", artifact("one_layer"), *options], PYTHONIOENCODING="ascii")
+    assert ended.code == 0, ended
+    assert ended.out.startswith("caf?")
 
 
 def test_scripts_run_llama2(checkpoint: Callable[[str], Path]) -> None:

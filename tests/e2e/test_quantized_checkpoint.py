@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command import cleave
 from packed import Packing, pack_checkpoint
 from together import run_together
 
@@ -36,6 +39,36 @@ def test_the_known_answers(artifact: Path, demo_checkpoint: Path) -> None:
     with LLM(artifact) as llm:
         answers = llm.generate([answer["prompt"] for answer in known], SamplingParams(max_tokens=256))
     assert [answer.text for answer in answers] == [answer["text"] for answer in known]
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """What transformers logs meanwhile."""
+    messages: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    listener = Listener()
+    logger = logging.getLogger("transformers")
+    logger.addHandler(listener)
+    yield messages
+    logger.removeHandler(listener)
+
+
+def test_plain_transformers_know_the_answer_too(artifact: Path, said: list[str]) -> None:
+    """They ignore what is packed, and would answer with random weights."""
+    options = ("--input", "The capital of France is", "--max_new_tokens", 8)
+    ended = cleave("export", "--model", artifact.parent / "packed", "--test", *options)
+    assert (ended.code, ended.out) == (0, "The capital of France is Paris.\n")
+    assert not [message for message in said if "MISSING" in message]
+
+
+def test_compare_tells_of_no_missing_weights(artifact: Path, said: list[str]) -> None:
+    ended = cleave("compare", artifact, "--checkpoint", artifact.parent / "packed")
+    assert ended.code == 0, ended
+    assert not [message for message in said if "MISSING" in message]
 
 
 def test_logits_are_the_same_alone_in_a_batch_and_in_chunks(artifact: Path) -> None:

@@ -10,6 +10,8 @@ from types import FrameType
 
 import pytest
 
+from cleave.runtime.engines.inductor import choose, functions
+
 BOUND = 150
 """Seconds that setting a test up may take, and that the test itself may take."""
 AGAIN = 10
@@ -44,6 +46,26 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     with bounded(item.name):
         return (yield)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_kernels() -> Iterator[None]:
+    """With few rows every layer is computed by the first of the own kernels.
+
+    Which one is fastest is not asked: all others need not be compiled, and no build differs from another.
+    """
+    every = choose._candidates
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choose, "_candidates", lambda layer: every(layer)[1:2])
+        yield
+
+
+@pytest.fixture(scope="module")
+def few_functions() -> Iterator[None]:
+    """Engines are built for one row and for any number of rows, where nothing is asked about few rows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(functions, "SMALL", functions.SMALL | {"cuda": (1,)})
+        yield
 
 
 @pytest.fixture(scope="session")

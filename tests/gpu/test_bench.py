@@ -17,6 +17,7 @@ from cleave.runtime.bench.throughput import ThroughputRequest, run_throughput
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.usefixtures("few_functions"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
 ]
 

@@ -33,7 +33,8 @@ def shape(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[Artifact, LlamaConfig]]:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    from random_artifact import GPU_SHAPES, write_graphs, write_random_weights
+    from gpu_shapes import GPU_SHAPES
+    from random_artifact import write_graphs, write_random_weights
 
     name, layers = request.param
     dtype, config = GPU_SHAPES[name]

@@ -22,6 +22,7 @@ from cleave.runtime.stream import Stream
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.slow,
+    pytest.mark.usefixtures("few_functions"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
 ]
 STEPS, EARLY = 10_000, 2_000

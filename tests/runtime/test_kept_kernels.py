@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from cleave.export.artifact import Artifact
 from cleave.runtime.engine_cache.cache import EngineCache
+from cleave.runtime.kept_kernels import kept_kernels
 
 SUPPORT = Path(__file__).parent.parent / "support"
 START = """
@@ -29,7 +31,7 @@ from cleave.runtime.engine_cache.cache import EngineCache
 from cleave.runtime.engines.inductor.small_launch import norm
 module.cuda_is_usable = lambda: True
 artifact = Artifact.open(sys.argv[2], verify=False)
-with module.kept_kernels(artifact, "inductor", EngineCache(sys.argv[3])):
+with module.kept_kernels(artifact, "inductor", None, EngineCache(sys.argv[3])):
     for width in map(int, sys.argv[4].split()):
         x = torch.empty(4, width, dtype=torch.bfloat16, device="meta")
         norm(x, x[0], 1e-5)
@@ -95,6 +97,17 @@ def test_a_start_in_a_new_home_compiles_nothing(demo_artifact: Path, tmp_path: P
     archive.write_bytes(b"x" * archive.stat().st_size)
     assert start("fourth", "256") == [1, 0]
     assert zipfile.is_zipfile(cache.entries()[0].folder / "kernels.zip")
+
+
+@pytest.mark.parametrize(("kind", "device"), [("onnxruntime", None), ("inductor", "cpu"), ("inductor", None)])
+def test_without_a_gpu_nothing_is_kept(
+    demo_artifact: Path, tmp_path: Path, kind: str, device: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    cache = EngineCache(tmp_path)
+    with kept_kernels(Artifact.open(demo_artifact, verify=False), kind, device, cache):
+        pass
+    assert cache.entries() == []
 
 
 def layers(rows: int) -> list[dict[str, Any]]:

@@ -210,6 +210,20 @@ def test_n_answers_share_the_prompt(llm: LLM) -> None:
     assert set(texts.values()) == {answers[0].text}
 
 
+def test_a_prompt_is_tokenised_once_for_all_answers(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand answers to a long prompt would hold up an event loop for a second."""
+    asked = []
+    encode = llm.model.tokenizer.encode
+
+    def counted(text: str) -> tuple[int, ...]:
+        asked.append(text)
+        return encode(text)
+
+    monkeypatch.setattr(llm.model.tokenizer, "encode", counted)
+    assert len(llm.generate("San Francisco", SamplingParams(n=3, max_tokens=2))) == 3
+    assert asked == ["San Francisco"]
+
+
 def test_n_answers_that_do_not_fit_the_cache_together(demo_artifact: Path) -> None:
     with LLM(demo_artifact, kv_cache_bytes=1 << 20) as llm:
         with pytest.raises(RequestError, match=r"n is 9 .* lower n or max_tokens"):

@@ -163,6 +163,7 @@ def test_a_port_that_is_taken(demo_artifact: Path) -> None:
         port = taken.getsockname()[1]
         cleave("serve", demo_artifact, "--port", port).refused(f"127.0.0.1:{port}", "--port")
     cleave("serve", demo_artifact, "--host", "no.such.host.invalid").refused("no.such.host.invalid:8000")
+    cleave("serve", demo_artifact, "--host", "2001:db8::1").refused("[2001:db8::1]:8000")  # of nobody
 
 
 @pytest.mark.parametrize(

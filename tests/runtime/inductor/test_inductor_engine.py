@@ -24,7 +24,7 @@ from cleave.runtime.engines.inductor import engine as engine_module
 from cleave.runtime.engines.inductor import functions as functions_module
 from cleave.runtime.engines.inductor.choose import Linear
 from cleave.runtime.engines.inductor.engine import InductorEngine
-from cleave.runtime.engines.inductor.small import Blocks
+from cleave.runtime.engines.inductor.small_launch import Blocks
 
 pytestmark = pytest.mark.slow
 """A C++ compiler takes some seconds for every function."""
@@ -228,5 +228,6 @@ def test_with_own_kernels_the_logits_are_those_of_the_onnxruntime_engine(
     programs = [engine._functions._program_for(1, rows).module.code for rows in (1, 2)]
     assert ["split_linear" in code for code in programs] == [False, splits > 0]
     assert not any("torch._C._nn.linear" in code for code in programs)
+    assert engine.compilations == 3  # those for any number of rows: in the others nothing can be joined
     engine.close()
     other.close()

@@ -12,6 +12,7 @@ from torch import fx
 
 from cleave.errors import EngineError
 from cleave.runtime.engines.inductor.choose import Linear
+from cleave.runtime.engines.inductor.direct import is_direct
 from cleave.runtime.engines.inductor.fix import fix_rows
 from cleave.runtime.engines.inductor.fuse import fuse_small_linears
 from cleave.runtime.engines.inductor.operators import rms_norm
@@ -21,12 +22,12 @@ from cleave.runtime.engines.inductor.small import (
     SMALL_LINEAR,
     SMALL_NORM,
     SPLIT_LINEAR,
-    Blocks,
     add_norm,
     small_linear,
     small_norm,
     split_linear,
 )
+from cleave.runtime.engines.inductor.small_launch import Blocks
 from cleave.runtime.engines.inductor.tiles import TILED_LINEAR, tiled_linear
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -221,3 +222,45 @@ def test_where_the_library_is_faster_it_stays() -> None:
     targets = [node.target for node in kept.module.graph.nodes if node.op == "call_function"]
     assert targets.count(F.linear) == 2
     assert SMALL_LINEAR not in targets
+
+
+@pytest.mark.parametrize(
+    ("rows", "library", "expected"),
+    [
+        (1, (), True),
+        (4, (), True),
+        (4, ("plain",), True),
+        (4, ("residual",), True),  # its sum is one launch, with Inductor and without
+        (4, ("swiglu",), False),  # three that Inductor makes one of
+    ],
+)
+def test_a_program_is_compiled_where_there_is_something_to_join(
+    rows: int, library: tuple[str, ...], expected: bool
+) -> None:
+    def choose(layer: Linear) -> Blocks | None:
+        kind = "swiglu" if layer.swiglu else "residual" if layer.residual else "plain"
+        return None if kind in library else Blocks(16, 32, 4, 2)
+
+    assert is_direct(fuse_small_linears(llama_mlp(), rows, SHAPES, choose)) is expected
+    assert not is_direct(llama_mlp())
+
+
+def test_what_is_read_through_a_view_can_be_joined() -> None:
+    def joined(x):  # type: ignore[no-untyped-def]
+        left, right = torch.functional.split(x + 1, [2, 2], -1)
+        return (left * right,)
+
+    def apart(x, weight):  # type: ignore[no-untyped-def]
+        return ((F.linear(x + 1, weight, None) * 2).to(torch.float32),)
+
+    def unknown(x):  # type: ignore[no-untyped-def]
+        return (torch.tanh(x),)
+
+    def linear(x, weight):  # type: ignore[no-untyped-def]
+        return (F.linear(x + 1, weight, None).to(torch.float32),)
+
+    answers = [
+        is_direct(Program(fx.symbolic_trace(one), ("x",), (), ("y",))) for one in (joined, apart, unknown)
+    ]
+    assert answers == [False, False, False]
+    assert is_direct(Program(fx.symbolic_trace(linear), ("x",), (("weight",),), ("y",)))
