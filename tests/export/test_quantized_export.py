@@ -15,7 +15,6 @@ from damage import copy_of, edit_json
 from safetensors.torch import load_file, save_file
 
 from cleave.errors import ArtifactError, ExportError
-from cleave.export import trace
 from cleave.export.artifact import Artifact
 from cleave.export.dequantized import dequantized_weights
 from cleave.export.exporter import ExportRequest, export
@@ -28,21 +27,6 @@ from cleave.runtime.bench.counts import ModelShape as CountedShape
 GQA = {"hidden": 64, "intermediate": 96, "vocab": 301, "kv": 32, "layers": 3}
 LINEAR = GQA["layers"] * 64 * (64 + 32 + 32 + 64 + 3 * 96)
 """Weights of the linear layers of the variants gqa and tied, counted by hand."""
-
-
-@pytest.fixture
-def cached_traces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trace each model once: tracing takes seconds."""
-    real, traced = trace.MetaModel.trace, {}
-
-    def once(model: trace.MetaModel) -> Any:
-        key = (model.config.to_json_string(), str(model.dtype))
-        if key not in traced:
-            traced[key] = real(model)
-        graph, specs = traced[key]
-        return graph.clone(), specs
-
-    monkeypatch.setattr(trace.MetaModel, "trace", once)
 
 
 # What is written.
