@@ -43,7 +43,7 @@ _WARM_UP = 8
 """Tokens of the repetition that is not counted."""
 _SETTLE = 0.3
 """Seconds after which no library's threads spin any more."""
-_FIRST_TOKENS = (3, 1.0)
+_FIRST_TOKENS = (3, 4.0)
 """A prefill is timed so often, or until so many seconds have gone."""
 
 
