@@ -60,7 +60,7 @@ class GpuModel:
             **({"max_sequences": batch} if attention != "reference" else {}),
             **({"deterministic": True} if deterministic else {}),
         )
-        warm_up(self.engine, self.attention)
+        warm_up(self.engine, self.attention, batch)
         torch.cuda.synchronize()
         self.seconds_of_start = time.perf_counter() - began
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -167,6 +168,8 @@ def _summary(console: Console, output_dir: Path, manifest: Manifest) -> None:
 
 def _quality_table(quality: Mapping[str, Any]) -> Table:
     """What quantising costs; see `cleave.export.quality.Quality`."""
+    # The manifest has null for what is no number.
+    quality = {name: math.nan if value is None else value for name, value in quality.items()}
     text = "the bundled text" if quality["text"] == "bundled" else quality["text"]
     table = Table(title=f"quality, on {quality['tokens']} tokens of {text}", title_justify="left", box=None)
     table.add_column("")

@@ -19,9 +19,9 @@ from cleave.kvcache.table import PageTable
 class AttentionServer:
     """Owner of the KV cache of one model.
 
-    A step is a transaction: `plan(step)`, then `run(layer, q, k, v, out)` once for each layer, then
-    `commit()`, or `rollback()` after which pages and lengths are as before `plan`. A server is used
-    by one thread at a time; any number of servers live in one process.
+    A step is a transaction: `plan(step)`, then `run(layer, q, k, v, out)` once for each layer, or the jobs of
+    `jobs(q, k, v, out)`, then `commit()`, or `rollback()` after which pages and lengths are as before
+    `plan`. A server is used by one thread at a time; any number of servers live in one process.
     """
 
     def __init__(

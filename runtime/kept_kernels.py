@@ -92,7 +92,7 @@ def _restored(cache: EngineCache, key: EngineKey) -> Kernels:
     with found:
         try:
             return restore(found.folder / _FILE)
-        except (OSError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, StopIteration, zipfile.BadZipFile) as error:
             _log.warning("the kept kernels are not used: %s", reason(error))
             return {}
 
@@ -109,7 +109,7 @@ def _used() -> Iterator[dict[str, list[Path]]]:
     def listen(
         *, src: Any, metadata: Mapping[str, Any], metadata_group: Mapping[str, str], **told: Any
     ) -> None:
-        if str(getattr(src.fn, "module", "")).startswith(_OWN):  # Inductor keeps its own
+        if str(getattr(getattr(src, "fn", None), "module", "")).startswith(_OWN):  # Inductor keeps its own
             used[str(metadata["hash"])] = [
                 Path(path) for name, path in metadata_group.items() if name.endswith(_KEPT)
             ]

@@ -64,21 +64,22 @@ class Model:
         kind = options.engine or best_engine_kind(artifact)
         chosen = engine_options(kind, options, self.max_length)
         cache = EngineCache(options.cache)
-        with kept_kernels(artifact, kind, chosen.device, cache), ExitStack() as made:
+        with ExitStack() as made:
             self.grammars = GrammarCompiler(self.tokenizer, self.eos_token_ids, threads=options.threads)
             made.callback(self.grammars.close)
-            self.engine: Engine = create_engine(
-                kind,
-                artifact,
-                chosen,
-                cache=cache,
-                allow_build=options.allow_build,
-                progress=progress and _telling("building", progress),
-            )
-            made.callback(self.engine.close)
-            for note in self.engine.notes:
-                _log.warning("%s", note)
-            self._complete(artifact, chosen, made)
+            with kept_kernels(artifact, kind, chosen.device, cache):
+                self.engine: Engine = create_engine(
+                    kind,
+                    artifact,
+                    chosen,
+                    cache=cache,
+                    allow_build=options.allow_build,
+                    progress=progress and _telling("building", progress),
+                )
+                made.callback(self.engine.close)
+                for note in self.engine.notes:
+                    _log.warning("%s", note)
+                self._complete(artifact, chosen, made)
             made.pop_all()
 
     def _complete(self, artifact: Artifact, chosen: EngineOptions, made: ExitStack) -> None:
@@ -110,7 +111,7 @@ class Model:
         self.max_tokens_per_step = rows
         on_device = device_engine(self.engine)
         if on_device is not None and on_device.batch_sizes:
-            warm_up(on_device, self.attention)
+            warm_up(on_device, self.attention, chosen.max_sequences)
 
     def sequence(
         self,

@@ -31,11 +31,17 @@ def compiled_side_by_side() -> Iterator[None]:
     Triton works without Python's lock for most of it. A kernel that cannot be compiled says so where it is
     launched. Launch nothing in here: it would wait for its compilation.
     """
-    from triton import AsyncCompileMode
+    from triton.runtime._async_compile import AsyncCompileMode, active_mode
 
-    with ThreadPoolExecutor(_threads(), "compile") as threads, AsyncCompileMode(threads, ignore_errors=True):
-        yield
+    with ThreadPoolExecutor(_threads(), "compile") as threads:
+        try:
+            with AsyncCompileMode(threads, ignore_errors=True):
+                yield
+        finally:
+            active_mode.set(None)  # Triton leaves it where a signal ends the wait
 
 
 def _threads() -> int:
-    return max(1, min(_MOST_THREADS, len(os.sched_getaffinity(0))))
+    # Windows has no affinity to ask for.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(_MOST_THREADS, cores))

@@ -13,16 +13,16 @@ _FIRST = -1
 """Sequences of warm-up steps have numbers below zero, which no request has."""
 
 
-def warm_up(engine: DeviceEngine, attention: AttentionServer) -> None:
+def warm_up(engine: DeviceEngine, attention: AttentionServer, max_sequences: int) -> None:
     """Run a prefill step and a decode step of every batch size, and undo them.
 
     The largest batch comes first, since smaller ones then fit into its memory. A size that there are not
-    pages enough for is run with as many sequences as have one; only sizes that no step is padded to, since
-    a smaller one holds all of those, are left out.
+    pages enough for, or that is more than `max_sequences`, is run with as many sequences as there may be;
+    only sizes that no step is padded to, since a smaller one holds all of those, are left out.
     """
     shape = attention.shape
     _run(engine, attention, [min(shape.max_tokens, shape.max_position, shape.num_pages * shape.page_size)])
-    most = min(shape.max_tokens, shape.num_pages)
+    most = min(shape.max_tokens, shape.num_pages, max_sequences)
     sizes = sorted(engine.batch_sizes)
     for smaller, size in reversed(list(zip([0, *sizes], sizes, strict=False))):
         if smaller < most:

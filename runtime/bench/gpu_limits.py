@@ -27,7 +27,7 @@ class GpuProbe:
 
     def __init__(self, device: str, dtype: str) -> None:
         """`device` as torch names it; `dtype` is that of the product. Takes up to 3.4 GB of the GPU's memory
-        until `close`, and no more than half of what is free.
+        until `close`, and no more than three quarters of what is free.
 
         Raises BenchError where that is too little to measure with.
         """
@@ -59,16 +59,17 @@ class GpuProbe:
 
 
 def sizes(free: int, cache: int, item: int) -> tuple[int, int]:
-    """Bytes to copy, and the rows of the square matrices to multiply, which take half of `free` at most.
+    """Bytes to copy, and the rows of the square matrices to multiply, which take three quarters of
+    `free` at most.
 
     Raises BenchError where a copy of several times the cache does not fit.
     """
-    copied = min(max(_CACHES * cache, _LARGEST_COPY), free // 8)
-    size = next((size for size in _SIZES if 3 * size**2 * item <= free // 4), 0)
+    copied = min(max(_CACHES * cache, _LARGEST_COPY), free // 4)
+    size = next((size for size in _SIZES if 3 * size**2 * item <= (free - 2 * copied) // 2), 0)
     if copied < _CACHES * cache or not size:
         raise BenchError(
             f"{mib(free)} of the GPU's memory are free, too little to measure its limits with; "
-            "set --kv_cache_bytes, or lower --batch"
+            "leave it more: a smaller KV cache (--kv_cache_bytes), or fewer requests at once"
         )
     return copied // 4 * 4, size
 

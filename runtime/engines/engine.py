@@ -59,7 +59,8 @@ class Engine(Protocol):
         """One step over the tokens of all requests.
 
         token_ids [tokens] int64; logit_rows [rows] int64, rows of the step whose logits are wanted.
-        Calls `attention.run` once for each layer. Returns logits [rows, vocab] float32, in memory
+        Calls `attention.run` once for each layer, or has what `attention.jobs` gives run instead, where
+        there is that; see `CompiledAttention`. Returns logits [rows, vocab] float32, in memory
         that the next call overwrites.
         """
 

@@ -1,7 +1,8 @@
 """The engine kind `onnxruntime`: one session for each piece, on the CPU.
 
 The pieces run one after the other over buffers that are bound once; between two of them the attention
-server gets views of those buffers. Nothing is copied.
+server gets views of those buffers, or, where the sessions share one pool, its jobs run inside the pieces.
+Nothing is copied.
 """
 
 from __future__ import annotations
@@ -94,13 +95,14 @@ class OnnxRuntimeEngine:
         step.logit_rows[:] = logit_rows
         observer = self._observer
         inside = self._inside if observer is None else None
-        if inside is not None and inside.begin(attention, step.q, step.k, step.v, step.attention):
+        if inside is not None:
             try:
-                for session, binding in zip(self._sessions, step.bindings, strict=True):
-                    session.run_with_iobinding(binding)
+                if inside.begin(attention, self._layers, step.q, step.k, step.v, step.attention):
+                    for session, binding in zip(self._sessions, step.bindings, strict=True):
+                        session.run_with_iobinding(binding)
+                    return step.logits
             finally:
                 inside.end()
-            return step.logits
         if observer is not None:
             observer.residual(-1, step.embeds)
         for layer in range(self._layers):

@@ -52,14 +52,15 @@ class PieceAttention:
         """Bind what `add` added."""
         binding.bind_ortvalue_output(_OUTPUT, self._nothing)
 
-    def begin(self, attention: Attention, q: Any, k: Any, v: Any, out: Any) -> bool:
+    def begin(self, attention: Attention, layers: int, q: Any, k: Any, v: Any, out: Any) -> bool:
         """Whether the pieces of this step run attention themselves, with these arrays in every layer.
 
-        Until `end`. Raises what the attention server raises for arrays that do not fit.
+        Until `end`. Not where it has jobs for another number of layers: outside it says which one there is
+        not. Raises what the attention server raises for arrays that do not fit.
         """
         make = getattr(attention, "jobs", None)
         jobs = None if make is None else make(q, k, v, out)
-        if jobs is None:
+        if jobs is None or len(jobs.entries) != layers:
             return False
         self._series.begin(jobs.entries, jobs.threads)
         return True

@@ -316,6 +316,10 @@ def test_a_manifest_is_json_whatever_a_model_computes(plain: Path, tmp_path: Pat
     written = json.loads((tmp_path / "out" / "manifest.json").read_text(), parse_constant=no_json)
     assert written["quality"]["perplexity"] is None
     assert read_manifest(tmp_path / "out").quality == written["quality"]
+    again = cleave(
+        "export", "--model", model, "--output_dir", tmp_path / "out", "--export", "tokenizer", "--no_check"
+    )
+    assert (again.code, "nan" in again.out) == (0, True), again.err
 
 
 def test_documents_are_windows_of_their_own(plain: Path) -> None:

@@ -47,14 +47,22 @@ def test_every_size_that_a_step_can_be_padded_to_is_captured(most: int, max_sequ
     }
     for attention in (server(most, 128), server(128, most)):
         engine = Recorder(sizes)
-        warm_up(engine, attention)  # type: ignore[arg-type]
+        warm_up(engine, attention, max_sequences)  # type: ignore[arg-type]
         assert engine.captured == sorted(reached, reverse=True)
+
+
+@pytest.mark.parametrize(("sizes", "most"), [((2,), 1), ((16, 32, 64), 8)])
+def test_no_step_has_more_sequences_than_may_run(sizes: tuple[int, ...], most: int) -> None:
+    """A deterministic engine pads one to two, and plans may have been built for more sequences."""
+    engine = Recorder(sizes)
+    warm_up(engine, server(128, 128), most)  # type: ignore[arg-type]
+    assert engine.steps[1:] == [most]
 
 
 def test_it_leaves_no_trace() -> None:
     attention = server(10, 128)
     free = attention.free_pages
-    warm_up(Recorder((1, 2, 4, 8, 16)), attention)  # type: ignore[arg-type]
+    warm_up(Recorder((1, 2, 4, 8, 16)), attention, 16)  # type: ignore[arg-type]
     assert attention.free_pages == free
     attention.open(-1)
     assert np.asarray(attention.length(-1)) == 0

@@ -130,11 +130,14 @@ def _candidates(layer: Linear) -> tuple[Blocks | None, ...]:
 
 
 def _read(file: Path) -> dict[Linear, Blocks | None]:
-    """What `Chooser.keep` wrote; nothing where there is no such file."""
+    """What `Chooser.keep` wrote; nothing where there is no such file, or it is damaged."""
     if not file.is_file():
         return {}
-    lines = json.loads(file.read_text("utf-8"))
-    return {Linear(**line["layer"]): line["blocks"] and Blocks(*line["blocks"]) for line in lines}
+    try:
+        lines = json.loads(file.read_text("utf-8"))
+        return {Linear(**line["layer"]): line["blocks"] and Blocks(*line["blocks"]) for line in lines}
+    except (ValueError, TypeError, KeyError):
+        return {}
 
 
 def fastest(candidates: Sequence[Blocks | None], seconds: Sequence[float]) -> Blocks | None:
@@ -182,7 +185,8 @@ def _capture(x: Tensor, ones: Tensor, calls: Sequence[Call]) -> torch.cuda.CUDAG
         return None
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Only this thread's calls are held to the rules of a capture: another model may be serving meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         for call in calls:
             call(norm(x, ones, 1e-5))
     return graph

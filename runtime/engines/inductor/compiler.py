@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from cleave.runtime.engines.inductor.operators import rms_norm
 from cleave.runtime.engines.inductor.program import Program
 
 _log = logging.getLogger("cleave")
+_RECORDING = threading.Lock()
+"""Inductor records what it compiles and loads for the whole process: two models must not do so at a time."""
 _HINT = 2048
 """Rows that Inductor takes for typical where it compiles for any number of them."""
 
@@ -73,7 +76,7 @@ class Compiler:
         module = _TakeApart(program.module).transform()
         with mode:
             _Annotate(module).run(*examples)
-        with tracing(TracingContext(mode)):
+        with _RECORDING, tracing(TracingContext(mode)):
             compiled = standalone_compile(
                 module,
                 examples,
@@ -143,7 +146,8 @@ def _load(file: Path) -> Compiled | None:
     if not file.is_file():
         return None
     try:
-        loaded: Compiled = CompiledArtifact.load(path=str(file), format="binary")
+        with _RECORDING:
+            loaded: Compiled = CompiledArtifact.load(path=str(file), format="binary")
     except Exception as error:  # it asserts where the file is of another torch, and fails where it is damaged
         _log.info("%s is compiled again: %s", file.name, reason(error))
         return None

@@ -27,7 +27,16 @@ from cleave.runtime.triton_launch import compiled_side_by_side
 
 SMALL = {"cuda": (1, 2, 4, 8, 16, 32), "cpu": (1,)}
 """Numbers of rows that are compiled for on their own; all others share one function a program."""
-_KERNEL_SOURCES = ("small_kernel.py", "small_launch.py", "choose.py")
+_KERNEL_SOURCES = (
+    "choose.py",
+    "compiler.py",
+    "direct.py",
+    "fuse.py",
+    "small.py",
+    "small_kernel.py",
+    "small_launch.py",
+)
+"""What decides, beside the programs for any number of rows, what is compiled for few."""
 _CHOSEN = "chosen.json"
 """In a built folder: the kernels for few rows."""
 
