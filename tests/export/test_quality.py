@@ -319,7 +319,7 @@ def test_a_manifest_is_json_whatever_a_model_computes(plain: Path, tmp_path: Pat
     again = cleave(
         "export", "--model", model, "--output_dir", tmp_path / "out", "--export", "tokenizer", "--no_check"
     )
-    assert (again.code, "nan" in again.out) == (0, True), again.err
+    assert (again.code, "nan" in again.err) == (0, True), again.err
 
 
 def test_documents_are_windows_of_their_own(plain: Path) -> None:
