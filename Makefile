@@ -61,7 +61,7 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target $(VENV)/tgi-client $(TGI_CLIENT)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-conflicts --upgrade --target $(VENV)/tgi-client $(TGI_CLIENT)
 	@touch $@
 
 $(ARTIFACT)/manifest.json: $(STAMP) model_files/demo/model.safetensors $(wildcard export/*.py)

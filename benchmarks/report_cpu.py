@@ -14,7 +14,7 @@ GOALS_HEAD = """## The goals of the CPU engine
 Tokens/s of Cleave over those of another program with the same checkpoint, threads and prompts, each side with
 the kind of weights that is named, in one run; ratios of medians. Shapes of about 135 million ("135M") and 1.1
 billion ("1.1B") parameters with random weights; a shape without a row has not been measured. The figures
-behind the rows are under "Side by side"."""
+behind the rows, and how many repetitions they are of, are under "Side by side"."""
 
 
 def goals(records: Iterable[Mapping[str, Any]]) -> str:
@@ -55,8 +55,8 @@ def side_by_side(figures: Mapping[str, Any]) -> str:
     bandwidths = [side["bandwidth"] / 1e9 for row in figures["rows"] for side in row["sides"]]
     title = (
         f"**{_NAMES.get(figures['shape'], figures['shape'])}**, {figures['threads']} threads, prompt "
-        f"{figures['prompt']}, output {figures['output']}, medians of "
-        f"{figures['repetitions']} repetitions, as many as the minutes allowed; tokens/s, and for "
+        f"{figures['prompt']}, output {figures['output']}, {_rounds(figures['repetitions'])}, as many "
+        "as the minutes allowed; tokens/s, and for "
         "decoding the % of the bandwidth, which was "
         f"{min(bandwidths):.1f} to {max(bandwidths):.1f} GB/s."
     )
@@ -119,3 +119,7 @@ def _amount(item: Found) -> str:
 
 def _unit(item: Found) -> str:
     return " %" if item.unit != "x" else "x"
+
+
+def _rounds(repetitions: int) -> str:
+    return "one repetition" if repetitions == 1 else f"medians of {repetitions} repetitions"

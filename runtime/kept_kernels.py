@@ -105,11 +105,13 @@ def _used() -> Iterator[dict[str, list[Path]]]:
     _settle()
     used: dict[str, list[Path]] = {}
     before = knobs.compilation.listener
+    is_over = False
 
     def listen(
         *, src: Any, metadata: Mapping[str, Any], metadata_group: Mapping[str, str], **told: Any
     ) -> None:
-        if str(getattr(getattr(src, "fn", None), "module", "")).startswith(_OWN):  # Inductor keeps its own
+        own = str(getattr(getattr(src, "fn", None), "module", "")).startswith(_OWN)  # Inductor keeps its own
+        if own and not is_over:
             used[str(metadata["hash"])] = [
                 Path(path) for name, path in metadata_group.items() if name.endswith(_KEPT)
             ]
@@ -120,7 +122,10 @@ def _used() -> Iterator[dict[str, list[Path]]]:
     try:
         yield used
     finally:
-        knobs.compilation.listener = before
+        is_over = True
+        # Another model that is being loaded may listen by now; it goes on, and passes on what it hears.
+        if knobs.compilation.listener is listen:
+            knobs.compilation.listener = before
 
 
 def _read(used: Mapping[str, list[Path]]) -> Kernels:

@@ -60,7 +60,7 @@ class Server(uvicorn.Server):
         self.failed = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A first SIGTERM or SIGINT drains, a second calls off what runs, a third waits for nobody."""
+        """A first SIGTERM or SIGINT drains, a second calls off what runs, a third waits for no client."""
         # A signal may come while the main thread holds any lock: nothing but flags is touched here.
         self._signals += 1
         self._service.draining = True

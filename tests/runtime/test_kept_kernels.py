@@ -37,6 +37,29 @@ with module.kept_kernels(artifact, "inductor", None, EngineCache(sys.argv[3])):
         norm(x, x[0], 1e-5)
 print(json.dumps([seen.compiled["norm_kernel"], seen.found["norm_kernel"]]))
 """
+TOGETHER = """
+import contextlib, json, sys
+sys.path.insert(0, sys.argv[1])
+from triton_compiler import pretend_hopper
+pretend_hopper()
+import torch
+from triton import knobs
+import cleave.runtime.kept_kernels as module
+from cleave.runtime.engines.inductor.small_launch import norm
+
+def compiled(width):
+    x = torch.empty(4, width, dtype=torch.bfloat16, device="meta")
+    norm(x, x[0], 1e-5)
+
+first, second = contextlib.ExitStack(), contextlib.ExitStack()
+of_first = first.enter_context(module._used())
+of_second = second.enter_context(module._used())
+compiled(256)
+first.close()
+compiled(512)
+second.close()
+print(json.dumps([len(of_first), len(of_second)]))
+"""
 CANDIDATES = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
@@ -130,6 +153,11 @@ def test_numbers_of_rows_share_their_kernels(tmp_path: Path) -> None:
     assert "vector_kernel" not in compiled
     more = run(CANDIDATES, tmp_path, json.dumps(few + layers(1)))
     assert more == {"vector_kernel": 3 * 5}  # all others were compiled before
+
+
+def test_models_that_load_at_the_same_time_each_hear_of_their_kernels(tmp_path: Path) -> None:
+    """One begins while another does, and goes on when that has ended, with one kernel more."""
+    assert run(TOGETHER, tmp_path) == [1, 2]
 
 
 def test_the_kernels_of_the_sampler_are_compiled_without_data(tmp_path: Path) -> None:

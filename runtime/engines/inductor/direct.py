@@ -24,8 +24,8 @@ def is_direct(program: Program) -> bool:
     """Whether Inductor would launch the same kernels as torch does, so that compiling gains nothing.
 
     That is so where every node is a kernel of its own, or a value by value operation that reads from none
-    of its kind, but for one whose result a kernel needs first. Such programs are for few rows, in steps that
-    are captured, where the host's part is nothing.
+    of its kind, but for one whose result a kernel needs first. Such programs are for few rows: nearly all of
+    their steps are captured, where the host's part is nothing.
     """
     nodes = program.module.graph.nodes
     is_known = all(
