@@ -17,7 +17,7 @@ from cleave.runtime.engines.inductor.program import Program
 
 Tensor = torch.Tensor
 
-# Not a `custom_op`: the Python around such an operator takes 15 us of every call, this one less than one.
+# Not a `custom_op`: the Python around such an operator takes 15 us of every call.
 torch.library.define(
     "cleave::add_linear_",
     "(Tensor(a!) residual, Tensor x, Tensor weight) -> ()",
