@@ -16,7 +16,7 @@ from cleave.runtime.engines.inductor.add_linear import ADD_LINEAR
 def lower_add_linear() -> None:
     """Tell Inductor, once in a process.
 
-    It would call the operator otherwise. That gives the same, but takes the host 10 us more each time.
+    It would call the operator otherwise. That gives the same, but the Python around it takes the host 15 us.
     """
     register_lowering(ADD_LINEAR, type_promotion_kind=None)(_lower)
 
