@@ -12,10 +12,10 @@ from cleave.runtime.engines.engine import DeviceOutput
 from cleave.runtime.triton_launch import launch
 
 Tensor = torch.Tensor
-_PROGRAMS = 4
+_PROGRAMS = 8
 """Programs a multiprocessor that share the logits of a step, about."""
 _MOST_SPLITS = 64
-_BLOCK = 1024
+_BLOCK = 2048
 """Logits that a program looks at at a time; a part of a row is no smaller."""
 
 
