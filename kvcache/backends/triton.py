@@ -26,6 +26,7 @@ try:
     )
     from cleave.kvcache.backends.triton_buffer import Sections, StepBuffer, aligned
     from cleave.kvcache.backends.triton_device import resources, usable
+    from cleave.kvcache.backends.triton_kernel import layout_of
     from cleave.kvcache.backends.triton_layer import Layer, full_tables, make_layer
 except ImportError as error:
     raise MissingPackage(error.name or "triton", "gpu", "the triton attention backend") from None
@@ -161,24 +162,23 @@ class TritonBackend:
         kv_heads = own.spec.kv_heads
         cache = (own.keys, own.values, own.cos, own.sin)
         spare = len(q) if step.is_decode else 0
-        strides = q.stride(0), k.stride(0), v.stride(0)
-        places = q.data_ptr() | k.data_ptr() | v.data_ptr() | out.data_ptr()
+        layout, strides = layout_of(q, k, v, out), (q.stride(0), k.stride(0), v.stride(0))
         if programs.decoding:
             each = spare + self._kinds[own.kind].extra if step.is_decode else programs.decoding
             own.decode.launch(
-                (kv_heads, each, 1), strides, places, q, k, v, out, *strides, spare, *cache,
+                (kv_heads, each, 1), layout, q, k, v, out, *strides, spare, *cache,
                 self._items[own.kind], self._room[own.kind], self._tokens, self._item_counts[own.kind],
                 self._pages, self._sums, self._arrived,
             )  # fmt: skip
         if programs.tiles:
             blocks = -(-step.rows // own.tuning.append.rows)
             own.append.launch(
-                (blocks, own.tuning.shares, 1), strides, places, q, k, v, out, *strides, step.rows, *cache,
+                (blocks, own.tuning.shares, 1), layout, q, k, v, out, *strides, step.rows, *cache,
                 step.positions, step.slots,
             )  # fmt: skip
             rotated = q if own.spec.rope is None else out
             own.prefill.launch(
-                (kv_heads, programs.tiles, 1), strides, places, rotated, out, rotated.stride(0),
+                (kv_heads, programs.tiles, 1), layout, rotated, out, rotated.stride(0),
                 own.keys, own.values, programs.tile_numbers, self._pages,
             )  # fmt: skip
             if len(out) > step.rows:
