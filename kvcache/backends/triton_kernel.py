@@ -15,7 +15,7 @@ _ALIGNED = 16
 
 
 def layout_of(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> Layout | None:
-    """Numbers between two rows of q, k and v; None where one of the four does not begin at an aligned place."""
+    """Strides of the rows of q, k and v; None where one of the four does not begin at an aligned place."""
     if (q.data_ptr() | k.data_ptr() | v.data_ptr() | out.data_ptr()) % _ALIGNED:
         return None
     return q.stride(0), k.stride(0), v.stride(0)
