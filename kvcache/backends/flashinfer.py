@@ -27,8 +27,8 @@ try:
     )
     from cleave.kvcache.backends.triton_buffer import Sections, StepBuffer, aligned
     from cleave.kvcache.backends.triton_device import resources, usable
+    from cleave.kvcache.backends.triton_kernel import layout_of
     from cleave.kvcache.backends.triton_layer import Layer, full_tables, make_layer
-    from cleave.kvcache.backends.triton_prefill import append_kernel
 except ImportError as error:
     raise MissingPackage(error.name or "triton", "gpu", "the flashinfer attention backend") from None
 try:
@@ -164,9 +164,10 @@ class FlashInferBackend:
         needed = step.padded or step.rows
         rotated = self._rotated[: max(rows, needed) * spec.q_size].view(-1, spec.q_size)
         blocks = -(-rows // own.tuning.append.rows)
-        append_kernel[(blocks, own.tuning.shares)](
-            q, k, v, rotated, q.stride(0), k.stride(0), v.stride(0), rows, own.keys, own.values,
-            own.cos, own.sin, step.positions, step.slots, **own.append,
+        own.append.launch(
+            (blocks, own.tuning.shares, 1), layout_of(q, k, v, rotated), q, k, v, rotated,
+            q.stride(0), k.stride(0), v.stride(0), rows, own.keys, own.values, own.cos, own.sin,
+            step.positions, step.slots,
         )  # fmt: skip
         if spec.rope is None:
             rotated[:rows].copy_(q[:rows])
