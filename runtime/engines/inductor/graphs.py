@@ -31,8 +31,8 @@ def least_that_holds(sizes: tuple[int, ...], tokens: int) -> int | None:
 class GraphPool:
     """Captures the graphs of one engine. They share their memory, so the largest one should come first.
 
-    A graph reads and writes tensors where they lay when it was captured: the engine's inputs and the buffers of
-    the attention server. What it gives is overwritten by the next replay of any of them.
+    A graph reads and writes tensors where they lay when it was captured: the engine's inputs and the buffers
+    of the attention server. What it gives is overwritten by the next replay of any of them.
     """
 
     def __init__(self, device: torch.device) -> None:
