@@ -68,6 +68,8 @@ class TritonBackend:
     not depend on what else is in the batch.
     """
 
+    takes_padding = True
+
     def __init__(
         self,
         shape: CacheShape,
