@@ -71,7 +71,7 @@ def kinds(shape: str) -> Iterator[Kind]:
     for batch in (64, 256):
         point = Point.ragged(shape, batch)
         yield Kind(f"decode {batch} x {point.context}", point, (1,) * batch)
-    for batch, context in ((1, 512), (16, 512), (8, 2048)):
+    for batch, context in ((1, 512), (16, 512), (8, 2048), (1, 8192)):
         point = Point.even(shape, batch, context)
         yield Kind(f"prefill {batch} x {context}", point, point.lengths)
     chunks, rows = (500, 500, 1000, 1000), Point.ragged(shape, 240).lengths
@@ -127,7 +127,7 @@ def row_of(kind: Kind, names: Sequence[str]) -> dict[str, Any]:
         taken[name].append(seconds(graphs[name].replay) / layers)
     row: dict[str, Any] = {"step": kind.label, "shape": kind.point.shape}
     label = {"triton": "triton", "fa3": "flashinfer"} if kind.is_decode else {}
-    for name, attention in made.items():
+    for name in names:
         row[f"{label.get(name, name)} us"] = round(statistics.median(taken[name]) * 1e6, 1)
     for name, attention in made.items():
         planned, launched = host_seconds(attention, step, arrays, layers)
