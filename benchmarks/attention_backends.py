@@ -52,7 +52,7 @@ AFTER = 544
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A step: sequences, and how many tokens at the end of each it has."""
+    """A step: sequences, and how many of their last tokens it has of each."""
 
     label: str
     point: Point
@@ -67,13 +67,13 @@ class Kind:
 def kinds(shape: str) -> Iterator[Kind]:
     """What is measured."""
     for batch in (1, 8, 32, 128, 256):
-        yield Kind(f"decode {batch} x {AFTER}", Point.even(shape, batch, AFTER + 1), (1,) * batch)
+        yield Kind(f"{batch} x {AFTER}", Point.even(shape, batch, AFTER + 1), (1,) * batch)
     for batch in (64, 256):
         point = Point.ragged(shape, batch)
-        yield Kind(f"decode {batch} x {point.context}", point, (1,) * batch)
+        yield Kind(f"{batch} x {point.context}", point, (1,) * batch)
     for batch, context in ((1, 512), (16, 512), (8, 2048), (1, 8192)):
         point = Point.even(shape, batch, context)
-        yield Kind(f"prefill {batch} x {context}", point, point.lengths)
+        yield Kind(f"{batch} x {context}", point, point.lengths)
     chunks, rows = (500, 500, 1000, 1000), Point.ragged(shape, 240).lengths
     yield Kind("4 chunks of 500", Point(shape, "", chunks), (500,) * 4)
     yield Kind("4 chunks of 500, 240 rows", Point(shape, "", chunks + rows), (500,) * 4 + (1,) * 240)
@@ -125,7 +125,7 @@ def row_of(kind: Kind, names: Sequence[str]) -> dict[str, Any]:
     taken: dict[str, list[float]] = {name: [] for name in names}
     for _, name in itertools.product(range(TURNS), names):
         taken[name].append(seconds(graphs[name].replay) / layers)
-    row: dict[str, Any] = {"step": kind.label, "shape": kind.point.shape}
+    row: dict[str, Any] = {"shape": kind.point.shape, "step": kind.label}
     label = {"triton": "triton", "fa3": "flashinfer"} if kind.is_decode else {}
     for name in names:
         row[f"{label.get(name, name)} us"] = round(statistics.median(taken[name]) * 1e6, 1)
@@ -195,21 +195,21 @@ def main() -> None:
         return
     torch.manual_seed(0)
     figures: dict[str, Any] = {
-        "benchmark": "attention_backends",
         "gpu": torch.cuda.get_device_name(),
         "triton": triton.__version__,
         "flashinfer": flashinfer.__version__,
         "cuda": torch.version.cuda,
-        "rows": [],
+        "decode": [],
+        "chunks": [],
     }
     for kind in (kind for shape in arguments.shapes for kind in kinds(shape)):
-        figures["rows"].append(row_of(kind, names))
-        console.print(figures["rows"][-1])
+        row = row_of(kind, names)
+        figures["decode" if kind.is_decode else "chunks"].append(row)
+        console.print(row)
         torch.cuda.empty_cache()
         path = save(arguments.name, figures)
-    for decode in (True, False):
-        rows = [row for row in figures["rows"] if row["step"].startswith("decode") == decode]
-        show(console, "decode" if decode else "prefill", rows)
+    for title in ("decode", "chunks"):
+        show(console, title, figures[title])
     console.print(f"written to {path}")
 
 
