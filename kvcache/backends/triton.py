@@ -25,10 +25,8 @@ try:
         no_room,
     )
     from cleave.kvcache.backends.triton_buffer import Sections, StepBuffer, aligned
-    from cleave.kvcache.backends.triton_decode import decode_kernel
     from cleave.kvcache.backends.triton_device import resources, usable
     from cleave.kvcache.backends.triton_layer import Layer, full_tables, make_layer
-    from cleave.kvcache.backends.triton_prefill import append_kernel, prefill_kernel
 except ImportError as error:
     raise MissingPackage(error.name or "triton", "gpu", "the triton attention backend") from None
 
@@ -163,23 +161,25 @@ class TritonBackend:
         kv_heads = own.spec.kv_heads
         cache = (own.keys, own.values, own.cos, own.sin)
         spare = len(q) if step.is_decode else 0
+        strides = q.stride(0), k.stride(0), v.stride(0)
+        places = q.data_ptr() | k.data_ptr() | v.data_ptr() | out.data_ptr()
         if programs.decoding:
             each = spare + self._kinds[own.kind].extra if step.is_decode else programs.decoding
-            decode_kernel[kv_heads, each](
-                q, k, v, out, q.stride(0), k.stride(0), v.stride(0), spare, *cache,
+            own.decode.launch(
+                (kv_heads, each, 1), strides, places, q, k, v, out, *strides, spare, *cache,
                 self._items[own.kind], self._room[own.kind], self._tokens, self._item_counts[own.kind],
-                self._pages, self._sums, self._arrived, **own.decode,
+                self._pages, self._sums, self._arrived,
             )  # fmt: skip
         if programs.tiles:
             blocks = -(-step.rows // own.tuning.append.rows)
-            append_kernel[(blocks, own.tuning.shares)](
-                q, k, v, out, q.stride(0), k.stride(0), v.stride(0), step.rows, *cache,
-                step.positions, step.slots, **own.append,
+            own.append.launch(
+                (blocks, own.tuning.shares, 1), strides, places, q, k, v, out, *strides, step.rows, *cache,
+                step.positions, step.slots,
             )  # fmt: skip
             rotated = q if own.spec.rope is None else out
-            prefill_kernel[(kv_heads, programs.tiles)](
-                rotated, out, rotated.stride(0), own.keys, own.values,
-                programs.tile_numbers, self._pages, **own.prefill,
+            own.prefill.launch(
+                (kv_heads, programs.tiles, 1), strides, places, rotated, out, rotated.stride(0),
+                own.keys, own.values, programs.tile_numbers, self._pages,
             )  # fmt: skip
             if len(out) > step.rows:
                 out[step.rows :].zero_()

@@ -10,6 +10,9 @@ import numpy as np
 import torch
 
 from cleave.kvcache.backend import CacheShape
+from cleave.kvcache.backends.triton_decode import decode_kernel
+from cleave.kvcache.backends.triton_kernel import Kernel
+from cleave.kvcache.backends.triton_prefill import append_kernel, prefill_kernel
 from cleave.kvcache.backends.triton_tuning import Blocks, Tuning, power_of_two
 from cleave.kvcache.rope import rope_tables
 from cleave.kvcache.spec import AttentionSpec, RopeSpec
@@ -31,10 +34,9 @@ class Layer:
     cos: Tensor
     """[max_position, rotary_dim] float32, and so is sin; of one number in a layer without RoPE."""
     sin: Tensor
-    append: dict[str, Any]
-    """Meta-parameters of the launches."""
-    decode: dict[str, Any]
-    prefill: dict[str, Any]
+    append: Kernel
+    decode: Kernel
+    prefill: Kernel
 
 
 def make_layer(
@@ -71,9 +73,15 @@ def make_layer(
         torch.zeros(pages, dtype=dtype, device=cos.device),
         cos,
         sin,
-        cache | rope | {"BLOCK_M": append.rows, "SHARES": tuning.shares, "num_warps": append.warps},
-        attention | rope | fold | _blocks(decode) | {"MANY": deterministic},
-        attention | {"WINDOW": spec.window or 0, "ALL_MASKED": deterministic} | _blocks(prefill),
+        Kernel(
+            append_kernel,
+            cache | rope | {"BLOCK_M": append.rows, "SHARES": tuning.shares, "num_warps": append.warps},
+        ),
+        Kernel(decode_kernel, attention | rope | fold | _blocks(decode) | {"MANY": deterministic}),
+        Kernel(
+            prefill_kernel,
+            attention | {"WINDOW": spec.window or 0, "ALL_MASKED": deterministic} | _blocks(prefill),
+        ),
     )
 
 
