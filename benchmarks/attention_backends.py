@@ -40,7 +40,7 @@ from record import save
 from rich.console import Console
 from torch.nn.attention import SDPBackend
 
-from cleave.kvcache.backends import flashinfer_plans
+from cleave.kvcache.backends import flashinfer_chunks
 from cleave.kvcache.step import StepPlan
 
 NAMES = ("triton", "fa3", "fa2")
@@ -83,7 +83,7 @@ def kinds(shape: str) -> Iterator[Kind]:
 def kernels(name: str) -> Iterator[None]:
     """FlashInfer takes these for chunks."""
     wrapper = partial(flashinfer.BatchPrefillWithPagedKVCacheWrapper, backend=name)
-    with mock.patch.object(flashinfer_plans, "BatchPrefillWithPagedKVCacheWrapper", wrapper):
+    with mock.patch.object(flashinfer_chunks, "BatchPrefillWithPagedKVCacheWrapper", wrapper):
         yield
 
 
