@@ -1,9 +1,10 @@
 """The attention backends `triton` and `flashinfer` beside each other on an NVIDIA GPU: one layer of a step.
 
 Each point is made for all at once, with the same pages and rows, checked against each other, and replayed
-in turn, four layers or more as one CUDA graph; append included. FlashInfer's kernels for chunks are both
-measured: `fa3`, which it takes on Hopper by itself, and `fa2`. Of the host: what `plan` takes, and what a
-layer takes to launch. PyTorch's own attention, where all have one length, is on tensors that lie ready.
+in turn, four layers or more as one CUDA graph; append included. Decode steps, which the backend `flashinfer`
+leaves to Triton, are FlashInfer's own here. Its kernels for chunks are both measured: `fa3`, which it takes
+on Hopper by itself, and `fa2`. Of the host: what `plan` takes, and what a layer takes to launch. PyTorch's
+own attention, where all have one length, is on tensors that lie ready.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -36,6 +36,7 @@ from attention_points import (
     tensors,
     torch_seconds,
 )
+from flashinfer_decode import FlashInferDecode
 from record import save
 from rich.console import Console
 from torch.nn.attention import SDPBackend
@@ -43,7 +44,7 @@ from torch.nn.attention import SDPBackend
 from cleave.kvcache.backends import flashinfer_chunks
 from cleave.kvcache.step import StepPlan
 
-NAMES = ("triton", "fa3", "fa2")
+KERNELS = ("fa3", "fa2")
 TURNS = 3
 TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 4e-2}
 AFTER = 544
@@ -79,23 +80,21 @@ def kinds(shape: str) -> Iterator[Kind]:
     yield Kind("4 chunks of 500, 240 rows", Point(shape, "", chunks + rows), (500,) * 4 + (1,) * 240)
 
 
-@contextmanager
-def kernels(name: str) -> Iterator[None]:
-    """FlashInfer takes these for chunks."""
+def attention_of(name: str, kind: Kind, layers: int) -> Any:
+    """With random pages: the backend `triton`, FlashInfer's decode, or one of its kernels for chunks."""
+    if name == "triton":
+        return backend(kind.point, layers)
+    if name == "flashinfer":
+        return FlashInferDecode(kind.point, layers)
     wrapper = partial(flashinfer.BatchPrefillWithPagedKVCacheWrapper, backend=name)
     with mock.patch.object(flashinfer_chunks, "BatchPrefillWithPagedKVCacheWrapper", wrapper):
-        yield
+        return backend(kind.point, layers, name="flashinfer")
 
 
-def attention_of(name: str, kind: Kind, layers: int) -> Any:
-    """A backend with random pages."""
-    with kernels(name):
-        return backend(kind.point, layers, name="triton" if name == "triton" else "flashinfer")
-
-
-def compile_all(names: Sequence[str], shapes: Sequence[str]) -> None:
+def compile_all(kernels: Sequence[str], shapes: Sequence[str]) -> None:
     """Compile FlashInfer's kernels, several at a time: they are kept on disk."""
-    jobs = [(shape, name, last) for shape in shapes for name in names[1:] for last in (2, 1)]
+    jobs = [(shape, name, 2) for shape in shapes for name in kernels]
+    jobs += [(shape, "flashinfer", 1) for shape in shapes]
     with ProcessPoolExecutor(len(jobs), multiprocessing.get_context("spawn")) as pool:
         list(pool.map(compile_one, *zip(*jobs, strict=True)))
 
@@ -109,10 +108,9 @@ def compile_one(shape: str, name: str, last: int) -> None:
     torch.cuda.synchronize()
 
 
-def row_of(kind: Kind, names: Sequence[str]) -> dict[str, Any]:
+def row_of(kind: Kind, kernels: Sequence[str]) -> dict[str, Any]:
     """Microseconds of one layer: of the GPU, of the host's `plan`, of the host's launches."""
-    # Which kernels FlashInfer takes for chunks is nothing to a decode step.
-    names = names[:2] if kind.is_decode else names
+    names = ("triton", "flashinfer") if kind.is_decode else ("triton", *kernels)
     layers = min(32, max(4, -(-RESIDENT // kind.point.kv_bytes))) if kind.is_decode else 4
     step = step_of(kind.point, kind.last)
     arrays = tensors(kind.point, len(step.positions))
@@ -126,13 +124,12 @@ def row_of(kind: Kind, names: Sequence[str]) -> dict[str, Any]:
     for _, name in itertools.product(range(TURNS), names):
         taken[name].append(seconds(graphs[name].replay) / layers)
     row: dict[str, Any] = {"shape": kind.point.shape, "step": kind.label}
-    label = {"triton": "triton", "fa3": "flashinfer"} if kind.is_decode else {}
     for name in names:
-        row[f"{label.get(name, name)} us"] = round(statistics.median(taken[name]) * 1e6, 1)
+        row[f"{name} us"] = round(statistics.median(taken[name]) * 1e6, 1)
     for name, attention in made.items():
         planned, launched = host_seconds(attention, step, arrays, layers)
-        row[f"{label.get(name, name)} plan us"] = round(planned * 1e6)
-        row[f"{label.get(name, name)} launch us"] = round(launched * 1e6)
+        row[f"{name} plan us"] = round(planned * 1e6)
+        row[f"{name} launch us"] = round(launched * 1e6)
         attention.close()
     if not kind.is_decode:
         whole = kind.last == kind.point.lengths
@@ -181,13 +178,12 @@ def main() -> None:
     """Measure, print the table, write results/NAME.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--name", default="attention_backends")
-    parser.add_argument("--kernels", nargs="+", choices=NAMES[1:], default=NAMES[1:])
+    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=KERNELS)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=tuple(SHAPES))
     parser.add_argument("--compile-only", action="store_true", help="compile FlashInfer's kernels, and end")
     arguments = parser.parse_args()
-    names = ("triton", *arguments.kernels)
     began = time.perf_counter()
-    compile_all(names, arguments.shapes)
+    compile_all(arguments.kernels, arguments.shapes)
     console = Console(width=200)
     compiled = time.perf_counter() - began
     console.print(f"compiled in {compiled:.1f} s")
@@ -203,7 +199,7 @@ def main() -> None:
         "chunks": [],
     }
     for kind in (kind for shape in arguments.shapes for kind in kinds(shape)):
-        row = row_of(kind, names)
+        row = row_of(kind, arguments.kernels)
         figures["decode" if kind.is_decode else "chunks"].append(row)
         console.print(row)
         torch.cuda.empty_cache()
