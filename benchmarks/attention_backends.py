@@ -3,8 +3,9 @@
 Each point is made for all at once, with the same pages and rows, checked against each other, and replayed
 in turn, four layers or more as one CUDA graph; append included. Decode steps, which the backend `flashinfer`
 leaves to Triton, are FlashInfer's own here. Its kernels for chunks are both measured: `fa3`, which it takes
-on Hopper by itself, and `fa2`; `--compile` beforehand compiles all of them side by side. Of the host: what `plan` takes, and what a layer takes to launch. PyTorch's
-own attention, where all have one length, is on tensors that lie ready.
+on Hopper by itself, and `fa2`. Of the host: what `plan` takes, and what a layer takes to launch. PyTorch's
+own attention, where all have one length, is on tensors that lie ready. FlashInfer compiles its kernels at
+first use, one after the other; `--compile` does it side by side beforehand.
 """
 
 from __future__ import annotations
