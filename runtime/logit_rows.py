@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -29,24 +30,23 @@ class LogitRows:
 
     def __init__(self, group: Step) -> None:
         """The rows of a group of chunks."""
-        first_rows = np.cumsum([0, *(chunk.count for chunk in group)])
-        last = [int(first_rows[index + 1]) - 1 for index, chunk in enumerate(group) if chunk.samples]
+        ends = list(accumulate(chunk.count for chunk in group))
+        rows = [end - 1 for end, chunk in zip(ends, group, strict=True) if chunk.samples]
         self.sequences = [chunk.sequence for chunk in group if chunk.samples]
         """Of the rows that are sampled, one each."""
         # An engine always computes a row; where no chunk reaches its end, its token goes nowhere.
-        last = last or [int(first_rows[1]) - 1]
+        rows = rows or [ends[0] - 1]
         self.owners = self.sequences or [group[0].sequence]
         """Of every row that is sampled, its sequence."""
-        self.sampled = len(last)
+        self.sampled = len(rows)
         """How many rows are sampled."""
         self.states = [sequence.sampling for sequence in self.sequences] or [None]
         """How each of those is sampled."""
         self._scored = []
-        rows = last
-        for first, chunk in zip(first_rows.tolist(), group, strict=False):
-            positions = scored_positions(chunk)
-            self._scored += [(chunk.sequence, position) for position in positions]
-            rows = [*rows, *(first + position - chunk.start for position in positions)]
+        for end, chunk in zip(ends, group, strict=True):
+            for position in scored_positions(chunk):
+                self._scored.append((chunk.sequence, position))
+                rows.append(end - chunk.end + position)
         self.rows: npt.NDArray[np.int64] = np.array(rows, np.int64)
         """[rows] of the step."""
 

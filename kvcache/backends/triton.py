@@ -27,6 +27,7 @@ try:
     from cleave.kvcache.backends.triton_buffer import Sections, StepBuffer, aligned
     from cleave.kvcache.backends.triton_chunks import Chunks, TritonChunks
     from cleave.kvcache.backends.triton_device import resources, usable
+    from cleave.kvcache.backends.triton_kernel import layout_of
     from cleave.kvcache.backends.triton_layer import Layer, full_tables, make_layer
 except ImportError as error:
     raise MissingPackage(error.name or "triton", "gpu", "the triton attention backend") from None
@@ -138,9 +139,8 @@ class TritonBackend:
             extra = self._kinds[own.kind].extra
             programs = spare + extra if step.is_decode else step.decoding[own.kind]
             strides = q.stride(0), k.stride(0), v.stride(0)
-            places = q.data_ptr() | k.data_ptr() | v.data_ptr() | out.data_ptr()
             own.decode.launch(
-                (own.spec.kv_heads, programs, 1), strides, places, q, k, v, out, *strides, spare,
+                (own.spec.kv_heads, programs, 1), layout_of(q, k, v, out), q, k, v, out, *strides, spare,
                 own.keys, own.values, own.cos, own.sin, self._items[own.kind], self._room[own.kind],
                 self._tokens, self._item_counts[own.kind], self._pages, self._sums, self._arrived,
             )  # fmt: skip

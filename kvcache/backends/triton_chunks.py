@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from cleave.kvcache.backends.triton_buffer import Sections, aligned
+from cleave.kvcache.backends.triton_kernel import layout_of
 from cleave.kvcache.backends.triton_layer import Layer
 from cleave.kvcache.backends.triton_work import TILE, Kind
 from cleave.kvcache.step import StepPlan
@@ -60,10 +61,9 @@ class Rows:
     def append(self, own: Layer, q: Tensor, k: Tensor, v: Tensor, turned: Tensor) -> None:
         """Launch RoPE: k and v to their pages, q to `turned` [count or more, like q], if there is RoPE."""
         strides = q.stride(0), k.stride(0), v.stride(0)
-        places = q.data_ptr() | k.data_ptr() | v.data_ptr() | turned.data_ptr()
         blocks = -(-self.count // own.tuning.append.rows)
         own.append.launch(
-            (blocks, own.tuning.shares, 1), strides, places, q, k, v, turned, *strides, self.count,
+            (blocks, own.tuning.shares, 1), layout_of(q, k, v, turned), q, k, v, turned, *strides, self.count,
             own.keys, own.values, own.cos, own.sin, self.positions, self.slots,
         )  # fmt: skip
 
@@ -107,7 +107,6 @@ class TritonChunks:
         # A tile reads the rotated q that it overwrites with its output.
         turned = q if own.spec.rope is None else out
         own.prefill.launch(
-            (own.spec.kv_heads, len(tiles) // TILE, 1), (turned.stride(0),),
-            turned.data_ptr() | out.data_ptr(), turned, out, turned.stride(0),
-            own.keys, own.values, tiles, self._pages,
+            (own.spec.kv_heads, len(tiles) // TILE, 1), layout_of(q, k, v, out),
+            turned, out, turned.stride(0), own.keys, own.values, tiles, self._pages,
         )  # fmt: skip

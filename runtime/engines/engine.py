@@ -38,7 +38,7 @@ class Observer(Protocol):
         """The residual [tokens, hidden] after `layer`; -1 is the embedding, before the first layer.
 
         Called in the order of the layers. What is written into `residual` is what the next piece reads;
-        after the last layer it is too late for that.
+        after the last layer it is too late for that. Keep a copy of it: the next piece may overwrite it.
         """
 
 

@@ -25,6 +25,13 @@ _VECTOR = (
     Blocks(4, 1024, 8),
     Blocks(8, 512, 4),
 )
+_ROWS = (
+    Blocks(2, 0, 8, turns=1),
+    Blocks(2, 0, 4, turns=2),
+    Blocks(2, 0, 8, turns=8),
+    Blocks(2, 0, 4, turns=4),
+    Blocks(1, 0, 4, turns=4),
+)
 _MATRIX = (Blocks(64, 128, 4, 4), Blocks(64, 128, 4, 3), Blocks(128, 64, 4, 4), Blocks(32, 128, 4, 5))
 _SPLIT = (Blocks(64, 64, 4, 6, 3), Blocks(64, 128, 4, 4, 3), Blocks(64, 128, 4, 3, 6))
 """From a wider search on an H200: for every shape one of them is within 2 % of the fastest."""
@@ -35,6 +42,10 @@ _LAUNCH = 3e-6
 _MARGIN = 0.98
 """A candidate has to be faster by this factor than one that stands before it; the library is the first."""
 _ROUNDS = 9
+_THREADS = 32
+"""Of a warp."""
+_MOST_HELD = 64
+"""Values of a tile that a thread holds at most, those of the next tile aside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +137,13 @@ class Chooser:
 
 def _candidates(layer: Linear) -> tuple[Blocks | None, ...]:
     """The library's product first."""
-    return (None, *(_SPLIT if layer.norm_after else _VECTOR if layer.rows == 1 else _MATRIX))
+    if layer.norm_after:
+        return (None, *_SPLIT)
+    if layer.rows > 1:
+        return (None, *_MATRIX)
+    tiles = 2 if layer.swiglu else 1
+    held = (1 << (layer.width - 1).bit_length()) * tiles // _THREADS
+    return (None, *_VECTOR, *(one for one in _ROWS if one.n * held <= _MOST_HELD * one.warps))
 
 
 def _read(file: Path) -> dict[Linear, Blocks | None]:

@@ -13,6 +13,7 @@ from cleave.export.artifact import Artifact
 from cleave.export.pieces import Piece, cut
 from cleave.export.widening import widen
 from cleave.runtime.engines.inductor import small
+from cleave.runtime.engines.inductor.add_linear import add_in_place
 from cleave.runtime.engines.inductor.choose import Chooser, Linear
 from cleave.runtime.engines.inductor.compiler import Compiled, Compiler, Shape
 from cleave.runtime.engines.inductor.direct import is_direct
@@ -180,7 +181,8 @@ class Functions:
         """
         program = self._programs[self._role(index)]
         if rows is None:
-            return pick_first(program)
+            picked = pick_first(program)
+            return add_in_place(picked, self._owned(index), self._weight_shapes(index, picked))
         if rows > MOST_ROWS or self.chooser is None:
             return program
         return fuse_small_linears(*self._few_rows(index, rows), self.chooser)
@@ -188,10 +190,28 @@ class Functions:
     def _few_rows(self, index: int, rows: int) -> tuple[Program, int, dict[str, tuple[int, ...]]]:
         """What `fuse_small_linears` is told of a piece."""
         program = self._programs[self._role(index)]
+        return program, rows, self._weight_shapes(index, program)
+
+    def _weight_shapes(self, index: int, program: Program) -> dict[str, tuple[int, ...]]:
+        """The shapes of the weights of a piece, by their placeholders in `program`."""
         placeholders = [node.name for node in program.module.graph.nodes if node.op == "placeholder"]
         weights = self._examples(index)[1]
-        shapes = dict(zip(placeholders[len(program.inputs) :], (one.sizes for one in weights), strict=True))
-        return program, rows, shapes
+        return dict(zip(placeholders[len(program.inputs) :], (one.sizes for one in weights), strict=True))
+
+    def _owned(self, index: int) -> dict[str, int]:
+        """The inputs of a piece that nobody reads after it, and their widths: the residual.
+
+        None where more than that is carried from piece to piece: two of those could be one tensor.
+        """
+        if any(len(piece.hands_on) != 1 for piece in self.pieces[:-1]):
+            return {}
+        role = self._role(index)
+        same = [piece for number, piece in enumerate(self.pieces) if self._role(number) == role]
+        (carried,) = self.pieces[0].hands_on
+        if any(carried in piece.hands_on.values() for piece in same):
+            return {}
+        inputs = zip(self.pieces[index].inputs, self._examples(index)[0], strict=True)
+        return {name: shape.sizes[1] for name, shape in inputs if name == carried}
 
     def _examples(self, index: int) -> tuple[list[Shape], list[Shape]]:
         """Inputs and weights of a piece as the compiler is told of them."""

@@ -18,7 +18,9 @@ class Program:
     """One piece in torch's terms. Layers that share a program differ in their weights alone."""
 
     module: fx.GraphModule
-    """Takes the activations of `inputs`, then the `weights`; gives a tuple of the `outputs`."""
+    """Takes the activations of `inputs`, then the `weights`; gives a tuple of the `outputs`.
+
+    An output may be an input that the program has overwritten; see `add_in_place`."""
     inputs: tuple[str, ...]
     weights: tuple[tuple[str, ...], ...]
     """For each weight the names in the piece of the tensors that it is made of, one below the other."""

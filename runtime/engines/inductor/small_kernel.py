@@ -79,6 +79,59 @@ def vector_kernel(
 
 
 @triton.jit
+def rows_kernel(
+    x, weight, out, norm, residual, height, width, epsilon,
+    NORM: tl.constexpr, RESIDUAL: tl.constexpr, SWIGLU: tl.constexpr, EARLY: tl.constexpr,
+    TURNS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """As `vector_kernel`, for a width of at most BLOCK_K: a program holds all of x, which it reads and norms
+    once, and goes through its rows of the weight, BLOCK_N at a time, TURNS times.
+    """
+    dtype = x.dtype.element_ty
+    n = tl.program_id(0) * (BLOCK_N * TURNS) + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    inside = k < width
+    weight_at = weight + n[:, None].to(tl.int64) * width + k[None, :]
+    up_at = weight_at + height.to(tl.int64) * width
+    mask = (n < height)[:, None] & inside[None, :]
+    tile = tl.load(weight_at, mask=mask, other=0.0, eviction_policy="evict_first")
+    up_tile = tile
+    if SWIGLU:
+        up_tile = tl.load(up_at, mask=mask, other=0.0, eviction_policy="evict_first")
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
+
+    held = tl.load(x + k, mask=inside, other=0.0)
+    if NORM:
+        factor = tl.load(norm + k, mask=inside, other=0.0)
+        raw = held.to(tl.float32)
+        scale = tl.rsqrt(tl.sum(raw * raw, 0) / width + epsilon)
+        held = (raw * scale).to(dtype) * factor
+    wide = held.to(tl.float32)[None, :]
+
+    for turn in range(TURNS):
+        # The next rows are asked for before these are used.
+        next_n = n + BLOCK_N
+        mask = ((next_n < height) & (turn + 1 < TURNS))[:, None] & inside[None, :]
+        weight_at += BLOCK_N * width
+        up_at += BLOCK_N * width
+        next_tile = tl.load(weight_at, mask=mask, other=0.0, eviction_policy="evict_first")
+        next_up_tile = next_tile
+        if SWIGLU:
+            next_up_tile = tl.load(up_at, mask=mask, other=0.0, eviction_policy="evict_first")
+        result = tl.sum(tile.to(tl.float32) * wide, 1).to(dtype)
+        if SWIGLU:
+            gate = result.to(tl.float32)
+            up = tl.sum(up_tile.to(tl.float32) * wide, 1)
+            result = (gate * tl.sigmoid(gate)).to(dtype) * up.to(dtype)
+        if RESIDUAL:
+            result += tl.load(residual + n, mask=n < height)
+        tl.store(out + n, result, mask=n < height)
+        n, tile, up_tile = next_n, next_tile, next_up_tile
+
+
+@triton.jit
 def norm_kernel(
     x, factors, out, width, epsilon, EARLY: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip

@@ -28,6 +28,9 @@ class Blocks:
     """Reads that are under way at a time, where the matrix units are used."""
     splits: int = 0
     """Parts of the width that are summed up apart; 0: all of it at once."""
+    turns: int = 0
+    """Of one row: times n columns that a program computes with x held whole; 0: x is read along with the
+    weight, k values at a time."""
 
 
 def linear(
@@ -42,13 +45,17 @@ def linear(
     """See `small_linear`."""
     if len(x) > 1:
         return multiply(x, weight, residual, swiglu, blocks, block_rows(len(x)))
-    from cleave.runtime.engines.inductor.small_kernel import vector_kernel
+    from cleave.runtime.engines.inductor.small_kernel import rows_kernel, vector_kernel
 
     height, width = len(weight) // 2 if swiglu else len(weight), x.shape[1]
     out = x.new_empty(1, height)
+    if blocks.turns:
+        kernel, block = rows_kernel, {"TURNS": blocks.turns, "BLOCK_K": 1 << (width - 1).bit_length()}
+    else:
+        kernel, block = vector_kernel, {"EVEN": width % blocks.k == 0, "BLOCK_K": blocks.k}
     launch(
-        vector_kernel,
-        (-(-height // blocks.n),),
+        kernel,
+        (-(-height // (blocks.n * max(1, blocks.turns))),),
         x,
         weight,
         out,
@@ -60,10 +67,9 @@ def linear(
         NORM=norm is not None,
         SWIGLU=swiglu,
         RESIDUAL=residual is not None,
-        EVEN=width % blocks.k == 0,
         BLOCK_N=blocks.n,
-        BLOCK_K=blocks.k,
         num_warps=blocks.warps,
+        **block,
         **_early(x.device),
     )
     return out

@@ -70,6 +70,27 @@ def test_a_linear_layer_of_few_rows(dtype: torch.dtype, rows: int, width: int, f
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [256, 200], ids=["even", "ragged"])
+@pytest.mark.parametrize("fused", ["plain", "norm", "residual", "swiglu", "norm swiglu"])
+@pytest.mark.parametrize(("columns", "turns"), [(1, 1), (2, 3), (4, 8)])
+def test_a_linear_layer_of_one_row_that_is_held(
+    dtype: torch.dtype, width: int, fused: str, columns: int, turns: int
+) -> None:
+    x, weight = random(1, width, dtype=dtype, seed=0), random(90, width, dtype=dtype, seed=1) / 8
+    factors = random(width, dtype=dtype, seed=2) if "norm" in fused else None
+    residual = random(1, 90, dtype=dtype, seed=3) if fused == "residual" else None
+    blocks = Blocks(columns, 0, 4, turns=turns)
+    got = small_linear(x, weight, factors, residual, EPSILON, "swiglu" in fused, list(astuple(blocks)))
+    read = x if factors is None else rms_norm(x, factors, EPSILON)
+    wanted = read.double() @ weight.double().T
+    if "swiglu" in fused:
+        wanted = F.silu(wanted[:, :45]) * wanted[:, 45:]
+    if residual is not None:
+        wanted = wanted + residual.double()
+    assert_close(got, wanted, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [2, 16, 23])
 @pytest.mark.parametrize("splits", [1, 3, 4])
 @pytest.mark.parametrize("width", [256, 200], ids=["even", "ragged"])

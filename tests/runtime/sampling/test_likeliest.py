@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cleave.errors import EngineError
-from cleave.runtime.engines.inductor.outputs import StepOutputs
+from cleave.runtime.engines.inductor.outputs import LikeliestSearch, StepOutputs
 from cleave.runtime.logit_rows import LogitRows
 from cleave.runtime.pending import LikeliestTokens, Pending
 from cleave.runtime.sampling.sampler import Sampler
@@ -35,3 +35,39 @@ def test_logits_that_are_not_numbers(bad: float) -> None:
     logits[2, 5] = bad
     with pytest.raises(EngineError, match=r"rows \[2\] are not finite"):
         chosen(logits).result()
+
+
+@pytest.fixture(scope="module")
+def search() -> LikeliestSearch:
+    """On a GPU where there is one, else in Triton's interpreter; one for all tests, as for all steps."""
+    return LikeliestSearch(9, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+@pytest.mark.parametrize("programs", [1, 6, 500])
+@pytest.mark.parametrize(("rows", "vocab"), [(1, 5000), (2, 1024), (7, 2049), (9, 300)])
+def test_the_search_finds_what_torch_finds(
+    search: LikeliestSearch, programs: int, rows: int, vocab: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "_programs", programs)
+    device = search._arrived.device
+    generator = torch.Generator().manual_seed(rows * vocab)
+    logits = torch.randint(-40, 40, (rows, vocab + 3), generator=generator).float()
+    logits[0, vocab - 1] = 100
+    logits[rows - 1, vocab // 2] = float("nan")
+    logits[rows // 2, : vocab // 3] = float("inf")
+    given = logits.to(device)[:, :vocab]
+    best, tokens = torch.empty(rows, device=device), torch.empty(rows, dtype=torch.int64, device=device)
+    search(given, best, tokens)
+    wanted, _ = torch.max(given.cpu(), dim=-1)
+    torch.testing.assert_close(best.cpu(), wanted, rtol=0, atol=0, equal_nan=True)
+    for row, token in enumerate(tokens.tolist()):
+        same = given[row].cpu().isnan() if wanted[row].isnan() else given[row].cpu() == wanted[row]
+        assert token == int(same.nonzero()[0])  # of equals the first
+    assert not search._arrived.any()
+
+
+def test_the_search_gives_a_token_where_nothing_can_come_next(search: LikeliestSearch) -> None:
+    logits = torch.full((2, 3000), float("-inf"), device=search._arrived.device)
+    best, tokens = torch.empty_like(logits[:, 0]), torch.empty_like(logits[:, 0], dtype=torch.int64)
+    search(logits, best, tokens)
+    assert tokens.tolist() == [0, 0]
