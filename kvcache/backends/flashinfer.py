@@ -27,6 +27,7 @@ class FlashInferBackend(TritonBackend):
     """
 
     _name = "flashinfer"
+    _appends_queries = True
 
     def __init__(
         self,

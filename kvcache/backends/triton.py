@@ -58,6 +58,8 @@ class TritonBackend:
     """
 
     _name = "triton"
+    _appends_queries = False
+    """Whether what attends to chunks wants q after RoPE."""
 
     def __init__(
         self,
@@ -208,6 +210,7 @@ class TritonBackend:
                 self._dtype,
                 *tables[spec.rope],
                 deterministic=self._deterministic,
+                queries=self._appends_queries,
             )
             for spec, number, tuning in zip(shape.specs, kind_of_layer, tunings, strict=True)
         ]

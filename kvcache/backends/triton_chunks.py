@@ -59,7 +59,7 @@ class Rows:
         return 2 * aligned(tokens)
 
     def append(self, own: Layer, q: Tensor, k: Tensor, v: Tensor, turned: Tensor) -> None:
-        """Launch RoPE: k and v to their pages, q to `turned` [count or more, like q], if there is RoPE."""
+        """Launch RoPE and append of k and v, and, where the kernel is made for it, RoPE of q to `turned`."""
         strides = q.stride(0), k.stride(0), v.stride(0)
         blocks = -(-self.count // own.tuning.append.rows)
         own.append.launch(
@@ -104,9 +104,7 @@ class TritonChunks:
         own = self._layers[layer]
         tiles = planned.tiles[own.kind]
         planned.rows.append(own, q, k, v, out)
-        # A tile reads the rotated q that it overwrites with its output.
-        turned = q if own.spec.rope is None else out
         own.prefill.launch(
             (own.spec.kv_heads, len(tiles) // TILE, 1), layout_of(q, k, v, out),
-            turned, out, turned.stride(0), own.keys, own.values, tiles, self._pages,
+            q, out, q.stride(0), own.keys, own.values, own.cos, own.sin, tiles, self._pages,
         )  # fmt: skip
