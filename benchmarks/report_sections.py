@@ -107,6 +107,12 @@ SECTIONS = {
         "Attention on one GPU",
         "One layer of the backend `triton`, launch included; limit: keys and values at the speed of a copy.",
     ),
+    "attention_backends": (
+        "Attention on one GPU: Triton and FlashInfer",
+        "Microseconds of one layer, append included, in turn in one process, and of the host: `plan` once a "
+        "step, `launch` once a layer. `fa3`, `fa2`: FlashInfer's kernels for chunks; torch: PyTorch's own "
+        "attention on tensors that lie ready, where all prompts are of one length.",
+    ),
     "attention_search": (
         "Block sizes of attention on one GPU",
         "Microseconds of one layer, by keys, warps, stages and programs a multiprocessor.",
