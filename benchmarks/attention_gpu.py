@@ -4,14 +4,12 @@ Decode: every sequence has `context` tokens, and reads all of them; the limit is
 copy on the same GPU, in the same run, takes for as many bytes. Layers have a KV cache each, so that
 no cache holds what is read, and are replayed as one CUDA graph. Prefill: `batch` prompts of `context`
 tokens; the attention kernel beside PyTorch's own on tensors that lie ready, and both kernels in all.
-`--beside flashinfer` has the backend `flashinfer` do the same instead, each point in turn with `triton`.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -26,33 +24,14 @@ from attention_points import (
     prefill_seconds,
     seconds,
     show,
+    torch_seconds,
 )
 from record import save
 from rich.console import Console
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import SDPBackend
 
 BATCHES = (1, 8, 32, 64, 128, 256)
 CONTEXTS = (576, 1024)
-
-
-def torch_seconds(point: Point, kernel: SDPBackend) -> float | None:
-    """Seconds of PyTorch's attention alone, on [batch, heads, context, head_dim]."""
-    spec = point.spec
-    q, k, v = (
-        torch.randn(
-            len(point.lengths), heads, point.lengths[0], spec.head_dim, dtype=point.dtype, device="cuda"
-        )
-        for heads in (spec.heads, spec.kv_heads, spec.kv_heads)
-    )
-    try:
-        with sdpa_kernel(kernel):
-            return seconds(
-                lambda: torch.nn.functional.scaled_dot_product_attention(
-                    q, k, v, is_causal=True, enable_gqa=spec.heads != spec.kv_heads
-                )
-            )
-    except RuntimeError:
-        return None
 
 
 def copy_bandwidth() -> float:
@@ -110,29 +89,10 @@ def prefill_figures() -> list[dict[str, Any]]:
     return rows
 
 
-def beside(other: str) -> list[dict[str, Any]]:
-    """A whole layer of each backend, in turn: the same steps, the medians of three turns."""
-    rows = []
-    kinds = {"decode": (decode_seconds, BATCHES, (576,)), "prefill": (prefill_seconds, (1, 32), (512,))}
-    for shape, (kind, (measure, batches, contexts)) in itertools.product(SHAPES, kinds.items()):
-        for context, batch in itertools.product(contexts, batches):
-            point = Point.even(shape, batch, context)
-            taken: dict[str, list[float]] = {"triton": [], other: []}
-            for _, name in itertools.product(range(3), taken):
-                taken[name].append(measure(point, name=name))
-                torch.cuda.empty_cache()
-            own, others = (statistics.median(times) for times in taken.values())
-            row: dict[str, Any] = {"step": kind, "shape": shape, "batch": batch, "context": context}
-            row |= {"triton_us": round(own * 1e6, 1), f"{other}_us": round(others * 1e6, 1)}
-            rows.append(row | {"ratio": round(others / own, 2)})
-    return rows
-
-
 def main() -> None:
     """Measure, print the tables, write results/NAME.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--name", default="attention_gpu")
-    parser.add_argument("--beside", choices=["flashinfer"], help="another backend to compare with")
     arguments = parser.parse_args()
     console = Console(width=170)
     torch.manual_seed(0)
@@ -149,8 +109,6 @@ def main() -> None:
         "prefill": prefill_figures,
         "decode_deterministic": lambda: decode_figures(bandwidth, True),
     }
-    if arguments.beside is not None:
-        parts = {f"beside_{arguments.beside}": lambda: beside(arguments.beside)}
     for title, measure in parts.items():
         figures[title] = measure()
         show(console, title, figures[title])

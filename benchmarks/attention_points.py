@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rows import rows_table
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cleave.kvcache.backend import CacheShape, create_backend
 from cleave.kvcache.spec import AttentionSpec, RopeSpec
@@ -90,9 +91,13 @@ def backend(point: Point, layers: int, name: str = "triton", **options: Any) -> 
 
 
 def step(point: Point, is_decode: bool) -> StepPlan:
-    """The last token of every sequence, or all its tokens; pages in random order."""
-    lengths = np.array(point.lengths)
-    counts = np.ones_like(lengths) if is_decode else lengths
+    """The last token of every sequence, or all its tokens."""
+    return step_of(point, (1,) * len(point.lengths) if is_decode else point.lengths)
+
+
+def step_of(point: Point, last: Sequence[int]) -> StepPlan:
+    """So many tokens at the end of each sequence; pages in random order."""
+    lengths, counts = np.array(point.lengths), np.array(last)
     held = -(-lengths // PAGE)
     table = np.full((len(lengths), held.max()), -1, np.int32)
     table[np.arange(held.max()) < held[:, None]] = np.random.default_rng(0).permutation(held.sum())
@@ -174,6 +179,26 @@ def kernel_seconds(point: Point) -> dict[str, float]:
         torch.cuda.synchronize()
     attention.close()
     return {event.key: event.device_time_total / 5e6 for event in profile.key_averages()}
+
+
+def torch_seconds(point: Point, kernel: SDPBackend) -> float | None:
+    """Seconds of PyTorch's attention alone, on [batch, heads, context, head_dim]."""
+    spec = point.spec
+    q, k, v = (
+        torch.randn(
+            len(point.lengths), heads, point.lengths[0], spec.head_dim, dtype=point.dtype, device="cuda"
+        )
+        for heads in (spec.heads, spec.kv_heads, spec.kv_heads)
+    )
+    try:
+        with sdpa_kernel(kernel):
+            return seconds(
+                lambda: torch.nn.functional.scaled_dot_product_attention(
+                    q, k, v, is_causal=True, enable_gqa=spec.heads != spec.kv_heads
+                )
+            )
+    except RuntimeError:
+        return None
 
 
 def show(console: Console, title: str, rows: list[dict[str, Any]]) -> None:

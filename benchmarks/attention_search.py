@@ -30,10 +30,10 @@ DECODE_BLOCKS = [
 ]  # fmt: skip
 """Blocks of the decode kernel, and its programs a multiprocessor."""
 PREFILL_BLOCKS = [
-    Blocks(rows, keys, warps, stages)
-    for rows, keys, warps, stages in (
-        (128, 32, 4, 2), (128, 32, 4, 3), (128, 32, 4, 4), (128, 64, 8, 3), (128, 128, 8, 3), (64, 32, 4, 3),
-        (64, 64, 4, 3),
+    Blocks(*blocks)
+    for blocks in (
+        (128, 32, 4, 2), (128, 32, 4, 3), (128, 32, 4, 4), (128, 32, 8, 3, 128), (128, 64, 8, 2, 128),
+        (128, 64, 8, 3), (128, 128, 8, 2), (64, 32, 4, 3), (64, 64, 4, 3),
     )
 ]  # fmt: skip
 

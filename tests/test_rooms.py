@@ -220,7 +220,7 @@ def test_no_bare_room_is_loaded_when_everything_is() -> None:
     """
     away: tuple[str, ...] = ("cleave.runtime.bench", "cleave.__init__")
     if importlib.util.find_spec("flashinfer") is None:  # it compiles for a GPU, so tests do without
-        away += ("cleave.kvcache.backends.flashinfer", "cleave.kvcache.backends.flashinfer_plans")
+        away += ("cleave.kvcache.backends.flashinfer", "cleave.kvcache.backends.flashinfer_chunks")
     names = [name for name in NAMES if not within(name, away)]
     loaded = json.loads(python(code, *names))
     assert set(names) - {"cleave.__main__"} <= set(loaded)

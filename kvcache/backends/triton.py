@@ -11,7 +11,7 @@ import numpy as np
 from cleave.errors import AttentionError, MissingPackage
 from cleave.kvcache.backend import CacheShape
 from cleave.kvcache.backends.triton_tuning import Tuning, tune
-from cleave.kvcache.backends.triton_work import ITEM, TILE, Kind
+from cleave.kvcache.backends.triton_work import ITEM, Kind
 from cleave.kvcache.step import StepPlan
 
 try:
@@ -25,6 +25,7 @@ try:
         no_room,
     )
     from cleave.kvcache.backends.triton_buffer import Sections, StepBuffer, aligned
+    from cleave.kvcache.backends.triton_chunks import Chunks, TritonChunks
     from cleave.kvcache.backends.triton_device import resources, usable
     from cleave.kvcache.backends.triton_kernel import layout_of
     from cleave.kvcache.backends.triton_layer import Layer, full_tables, make_layer
@@ -36,27 +37,15 @@ _DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True)
-class _KindStep:
-    """The programs of the planned step for one kind of layer."""
-
-    decoding: int
-    """Programs of the decode kernel, where the step is not padded."""
-    tiles: int
-    tile_numbers: Tensor
-    """[tiles, TILE], flat; empty where there are none."""
-
-
-@dataclass(frozen=True, slots=True)
 class _Step:
     """The planned step."""
 
     rows: int
     is_decode: bool
-    positions: Tensor
-    """[rows]; empty in a decode step."""
-    slots: Tensor
-    """[rows], -1 for rows that the decode kernel appends; empty in a decode step."""
-    kinds: tuple[_KindStep, ...]
+    decoding: tuple[int, ...]
+    """Of each kind, the programs of the decode kernel, where the step is not padded."""
+    chunks: Any
+    """What `Chunks.plan` gave; None in a decode step."""
 
 
 class TritonBackend:
@@ -67,6 +56,11 @@ class TritonBackend:
     out may have more rows than the step, and out is zero there. `deterministic`: the bits of a row do
     not depend on what else is in the batch.
     """
+
+    takes_padding = True
+    _name = "triton"
+    _appends_queries = False
+    """Whether what attends to chunks wants q after RoPE."""
 
     def __init__(
         self,
@@ -84,7 +78,7 @@ class TritonBackend:
         """
         self._dtype = checked_dtype(dtype, _DTYPES)
         self._max_sequences = checked_sequences(max_sequences, shape)
-        self._device = usable(device)
+        self._device = usable(device, self._name)
         self._layers: list[Layer] = []
         self._shape = shape
         self._deterministic = deterministic
@@ -109,9 +103,8 @@ class TritonBackend:
         """
         self._step = None
         check_chunks(step, self._max_sequences)
-        counts = np.diff(step.offsets)
-        is_decoded = counts == 1
-        is_decode = bool(is_decoded.all())
+        taken = self._chunks.taken(np.diff(step.offsets))
+        is_decode = not taken.any()
         numbers = self._buffer.begin()
         width = step.page_table.shape[1]
         tables = np.arange(step.chunks) * width
@@ -119,33 +112,19 @@ class TritonBackend:
         numbers[self._pages_at : used].reshape(step.chunks, width)[:] = step.page_table
         numbers[0] = step.tokens
 
-        decoded = slice(None) if is_decode else np.flatnonzero(is_decoded)
+        decoded = slice(None) if is_decode else np.flatnonzero(~taken)
         rows, starts, offsets = step.offsets[:-1][decoded], step.starts[decoded], tables[decoded]
         lists = [kind.decode_items(rows, starts, offsets) for kind in self._kinds]
         for number, (items, at) in enumerate(zip(lists, self._items_at, strict=True)):
             numbers[1 + number] = len(items)
             numbers[at : at + items.size] = items.reshape(-1)
-
-        positions = slots = self._empty
-        tiles = [self._empty] * len(self._kinds)
-        if not is_decode:
-            send = Sections(numbers, self._buffer.device, used)
-            chunks = np.flatnonzero(~is_decoded)
-            positions = send.add(step.positions)
-            slots = send.add(np.where(np.repeat(is_decoded, counts), -1, step.slots))
-            tiles = [send.add(kind.prefill_tiles(step, chunks, tables).reshape(-1)) for kind in self._kinds]
-            used = send.used
-        self._buffer.send(used)
-        self._step = _Step(
-            step.tokens,
-            is_decode,
-            positions,
-            slots,
-            tuple(
-                _KindStep(min(len(items), len(rows) + kind.extra), len(tile) // TILE, tile)
-                for kind, items, tile in zip(self._kinds, lists, tiles, strict=True)
-            ),
+        send = Sections(numbers, self._buffer.device, used)
+        chunks = None if is_decode else self._chunks.plan(step, taken, tables, send)
+        self._buffer.send(send.used)
+        decoding = (
+            min(len(items), len(rows) + kind.extra) for kind, items in zip(self._kinds, lists, strict=True)
         )
+        self._step = _Step(step.tokens, is_decode, tuple(decoding), chunks)
 
     def run(self, layer: int, q: Any, k: Any, v: Any, out: Any) -> None:
         """Launch one layer of the planned step on the current stream.
@@ -158,35 +137,25 @@ class TritonBackend:
             raise AttentionError("no step is planned; call plan(step) before run(layer, ...)")
         own = self._layers[layer]
         check_tensors(own.spec, step.rows, self._dtype, self._device, q, k, v, out)
-        programs = step.kinds[own.kind]
-        kv_heads = own.spec.kv_heads
-        cache = (own.keys, own.values, own.cos, own.sin)
         spare = len(q) if step.is_decode else 0
-        layout, strides = layout_of(q, k, v, out), (q.stride(0), k.stride(0), v.stride(0))
-        if programs.decoding:
-            each = spare + self._kinds[own.kind].extra if step.is_decode else programs.decoding
+        if step.decoding[own.kind]:
+            extra = self._kinds[own.kind].extra
+            programs = spare + extra if step.is_decode else step.decoding[own.kind]
+            strides = q.stride(0), k.stride(0), v.stride(0)
             own.decode.launch(
-                (kv_heads, each, 1), layout, q, k, v, out, *strides, spare, *cache,
-                self._items[own.kind], self._room[own.kind], self._tokens, self._item_counts[own.kind],
-                self._pages, self._sums, self._arrived,
+                (own.spec.kv_heads, programs, 1), layout_of(q, k, v, out), q, k, v, out, *strides, spare,
+                own.keys, own.values, own.cos, own.sin, self._items[own.kind], self._room[own.kind],
+                self._tokens, self._item_counts[own.kind], self._pages, self._sums, self._arrived,
             )  # fmt: skip
-        if programs.tiles:
-            blocks = -(-step.rows // own.tuning.append.rows)
-            own.append.launch(
-                (blocks, own.tuning.shares, 1), layout, q, k, v, out, *strides, step.rows, *cache,
-                step.positions, step.slots,
-            )  # fmt: skip
-            rotated = q if own.spec.rope is None else out
-            own.prefill.launch(
-                (kv_heads, programs.tiles, 1), layout, rotated, out, rotated.stride(0),
-                own.keys, own.values, programs.tile_numbers, self._pages,
-            )  # fmt: skip
+        if step.chunks is not None:
+            self._chunks.run(step.chunks, layer, q, k, v, out)
             if len(out) > step.rows:
                 out[step.rows :].zero_()
 
     def close(self) -> None:
         """Give the pages back."""
         self._layers, self._step = [], None
+        del self._chunks
 
     def _divide(self) -> tuple[list[Kind], list[int], list[Tuning]]:
         """The kinds, the kind of each layer, and its block sizes."""
@@ -215,12 +184,9 @@ class TritonBackend:
             end = aligned(end + room * ITEM)
         self._pages_at = end
         end += sequences * -(-shape.max_position // shape.page_size)
-        end = aligned(aligned(end) + shape.max_tokens) + shape.max_tokens
-        for kind in self._kinds:
-            end = aligned(end) + (shape.max_tokens // kind.tile_tokens + sequences) * TILE
+        end = aligned(end) + self._room_of_chunks()
         self._buffer = StepBuffer(end, device)
         numbers = self._buffer.device
-        self._empty = numbers[:0]
         self._tokens = numbers
         self._item_counts = [numbers[1 + number :] for number in range(len(self._kinds))]
         self._items = [numbers[at:] for at in self._items_at]
@@ -245,6 +211,15 @@ class TritonBackend:
                 self._dtype,
                 *tables[spec.rope],
                 deterministic=self._deterministic,
+                queries=self._appends_queries,
             )
             for spec, number, tuning in zip(shape.specs, kind_of_layer, tunings, strict=True)
         ]
+        self._chunks = self._make_chunks()
+
+    def _room_of_chunks(self) -> int:
+        """Numbers of the chunks of a step, at most."""
+        return TritonChunks.room(self._kinds, self._shape.max_tokens, self._max_sequences)
+
+    def _make_chunks(self) -> Chunks:
+        return TritonChunks(self._kinds, self._layers, self._pages)

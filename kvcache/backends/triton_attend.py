@@ -43,6 +43,22 @@ def rotated(rows, inside, d, c, s, D: tl.constexpr, ROTARY: tl.constexpr):
 
 
 @triton.jit
+def wholly_rotated(rows, inside, position, cos, sin, BLOCK_D: tl.constexpr):
+    """[rows, BLOCK_D] in the dtype of `rows`: what they point at after RoPE of every dimension.
+
+    Each number is loaded once, and so are cos and sin, which are the same in both halves.
+    """
+    h = tl.arange(0, BLOCK_D // 2)
+    seen = inside[:, None]
+    low = tl.load(rows[:, None] + h[None, :], mask=seen, other=0.0).to(tl.float32)
+    high = tl.load(rows[:, None] + (h + BLOCK_D // 2)[None, :], mask=seen, other=0.0).to(tl.float32)
+    at = position[:, None] * BLOCK_D + h[None, :]
+    c, s = tl.load(cos + at, mask=seen, other=1.0), tl.load(sin + at, mask=seen, other=0.0)
+    halves = tl.join(low * c - high * s, high * c + low * s).to(rows.dtype.element_ty)
+    return tl.reshape(tl.permute(halves, (0, 2, 1)), [rows.shape[0], BLOCK_D])
+
+
+@triton.jit
 def capped(s, SCALE: tl.constexpr, SOFTCAP: tl.constexpr):
     """Scores in units of UNIT, which has what is not in SCALE: the cap, and log2(e)."""
     if SOFTCAP:

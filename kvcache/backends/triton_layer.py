@@ -49,8 +49,12 @@ def make_layer(
     sin: Tensor,
     *,
     deterministic: bool,
+    queries: bool,
 ) -> Layer:
-    """Allocate the pages of a layer, on the device of its tables. Raises torch.OutOfMemoryError."""
+    """Allocate the pages of a layer, on the device of its tables. Raises torch.OutOfMemoryError.
+
+    `queries`: its append kernel has q to rotate too.
+    """
     pages = (shape.num_pages, spec.kv_heads, shape.page_size, spec.head_dim)
     group = spec.heads // spec.kv_heads
     cache = {
@@ -75,12 +79,15 @@ def make_layer(
         sin,
         Kernel(
             append_kernel,
-            cache | rope | {"BLOCK_M": append.rows, "SHARES": tuning.shares, "num_warps": append.warps},
+            cache
+            | rope
+            | {"BLOCK_M": append.rows, "SHARES": tuning.shares, "QUERIES": queries}
+            | {"num_warps": append.warps},
         ),
         Kernel(decode_kernel, attention | rope | fold | _blocks(decode) | {"MANY": deterministic}),
         Kernel(
             prefill_kernel,
-            attention | {"WINDOW": spec.window or 0, "ALL_MASKED": deterministic} | _blocks(prefill),
+            attention | rope | {"WINDOW": spec.window or 0, "ALL_MASKED": deterministic} | _blocks(prefill),
         ),
     )
 
@@ -104,7 +111,8 @@ def _scores(spec: AttentionSpec) -> dict[str, Any]:
 
 
 def _blocks(blocks: Blocks) -> dict[str, Any]:
-    return {
+    registers = {} if blocks.registers is None else {"maxnreg": blocks.registers}
+    return registers | {
         "BLOCK_M": blocks.rows,
         "BLOCK_N": blocks.keys,
         "STAGES": blocks.stages,

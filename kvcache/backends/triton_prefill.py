@@ -3,16 +3,17 @@
 import triton
 import triton.language as tl
 
-from cleave.kvcache.backends.triton_attend import LOWEST, angles, attend, rotated
+from cleave.kvcache.backends.triton_attend import LOWEST, angles, attend, rotated, wholly_rotated
 
 
 @triton.jit(do_not_specialize=["rows"])
 def append_kernel(
-    q, k, v, out, q_stride, k_stride, v_stride, rows, keys, values, cos, sin, positions, slots,
+    q, k, v, turned, q_stride, k_stride, v_stride, rows, keys, values, cos, sin, positions, slots,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, ROTARY: tl.constexpr,
     PAGE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, SHARES: tl.constexpr,
+    QUERIES: tl.constexpr,
 ):  # fmt: skip
-    """RoPE of some rows, and of every SHARES-th head: k and v to their slots, q to where the output will be.
+    """RoPE of some rows, and of every SHARES-th head: k and v to their slots, q to `turned` if asked to.
 
     Rows whose slot is -1 are the decode kernel's.
     """
@@ -32,25 +33,22 @@ def append_kernel(
         at = ((place + head * PAGE) * D)[:, None] + d[None, :]
         tl.store(keys + at, key.to(keys.dtype.element_ty), mask=mask)
         tl.store(values + at, value, mask=mask)
-    if ROTARY > 0:
+    if QUERIES and ROTARY > 0:
         for head in range(share, KV_HEADS * GROUP, SHARES):
             x = rotated(q + row * q_stride + head * D, inside, d, c, s, D, ROTARY)
             at = (row * (KV_HEADS * GROUP * D) + head * D)[:, None] + d[None, :]
-            tl.store(out + at, x.to(out.dtype.element_ty), mask=mask)
+            tl.store(turned + at, x.to(turned.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def prefill_kernel(
-    q, out, q_stride, keys, values, tiles, pages,
-    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr,
+    q, out, q_stride, keys, values, cos, sin, tiles, pages,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, ROTARY: tl.constexpr,
     PAGE: tl.constexpr, SCALE: tl.constexpr, UNIT: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
     WIDEN: tl.constexpr, ALL_MASKED: tl.constexpr,
 ):  # fmt: skip
-    """One tile of query rows of one chunk and one KV head; tiles [tiles, 4] int32: see `triton_work`.
-
-    q is after RoPE. It may be `out`: a tile reads what it will overwrite, and nothing else of it.
-    """
+    """One tile of query rows of one chunk and one KV head; tiles [tiles, 4] int32: see `triton_work`."""
     kv_head = tl.program_id(0)
     tile = tiles + tl.program_id(1) * 4
     first_row = tl.load(tile)
@@ -62,10 +60,15 @@ def prefill_kernel(
     d = tl.arange(0, BLOCK_D)
     token = row // GROUP
     head = kv_head * GROUP + row % GROUP
-    mask = (token < tokens)[:, None] & (d < D)[None, :]
+    inside = token < tokens
     position = start + token
     source = (first_row + token).to(tl.int64)
-    x = tl.load(q + (source * q_stride + head * D)[:, None] + d[None, :], mask=mask, other=0.0)
+    rows = q + source * q_stride + head * D
+    if ROTARY == BLOCK_D:
+        x = wholly_rotated(rows, inside, position, cos, sin, BLOCK_D)
+    else:
+        c, s = angles(inside, position, d, cos, sin, ROTARY)
+        x = rotated(rows, inside, d, c, s, D, ROTARY).to(q.dtype.element_ty)
 
     top = tl.full([BLOCK_M], LOWEST, tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -85,5 +88,6 @@ def prefill_kernel(
         x, top, total, acc, edge, start + tokens, position, keys, values, pages, kv_head, d,
         KV_HEADS, D, PAGE, SCALE, UNIT, SOFTCAP, WINDOW, True, True, BLOCK_N, STAGES, WIDEN,
     )  # fmt: skip
+    mask = inside[:, None] & (d < D)[None, :]
     at = (source * (KV_HEADS * GROUP * D) + head * D)[:, None] + d[None, :]
     tl.store(out + at, (acc / total[:, None]).to(out.dtype.element_ty), mask=mask)

@@ -10,6 +10,8 @@ _FLOAT32 = 4
 """Bytes of a value for which the tensor cores have no exact product: small blocks, for tests."""
 _WIDE_PREFILL = 163840
 """Bytes of shared memory that the prefill kernel takes at head_dim 256."""
+_TWO_PREFILLS = 2 * 98304
+"""Those of two of its programs at head_dim 128, with 64 keys a block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,8 @@ class Blocks:
     keys: int
     warps: int
     stages: int
+    registers: int | None = None
+    """Of a thread, at most; None: as the compiler likes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,9 @@ def tune(spec: AttentionSpec, item_bytes: int, processors: int, shared_memory: i
         decode, prefill = Blocks(rows, 64, 2, 4), Blocks(128, 64, 4, 3)
     elif dims <= 128:
         decode, prefill = Blocks(rows, 32, 2, 4), Blocks(128, 32, 4, 3)
+        if shared_memory >= _TWO_PREFILLS:
+            # With so many registers a multiprocessor has two programs, and one computes while one waits.
+            prefill = Blocks(128, 64, 8, 2, registers=128)
     else:
         decode, prefill = Blocks(rows, 32, 4, 3), Blocks(128, 32, 8, 3)
         if shared_memory < _WIDE_PREFILL:

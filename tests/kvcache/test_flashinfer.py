@@ -11,7 +11,7 @@ import fake_flashinfer
 import numpy as np
 import pytest
 import torch
-from attention_cases import GPU, HALVES, Case, cases, check_halves
+from attention_cases import GPU, Case, cases, check_halves
 from decoding import Decoding
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
@@ -75,45 +75,39 @@ def test_a_mixed_batch_is_attention_over_each_whole_sequence(case: Case, dtype: 
     check_halves(case, dtype, backend="flashinfer")
 
 
-def test_padded_decode_steps_give_what_exact_ones_give() -> None:
+def test_decode_steps_are_those_of_triton() -> None:
     lengths = (0, 5, 15, 16, 17, 130)
-    decoding = Decoding(lengths, SPEC, "float16", backend="flashinfer")
-    keys = []
-    for sequences, spare in (([1, 5, 3], 0), ([1, 5, 3], 1), ([4], 3), ([0, 2, 3, 4, 5], 1)):
-        out = decoding.step(sequences, spare).float().cpu().numpy()
-        tolerance = HALVES["float16"]
-        for row, sequence in zip(out, sequences, strict=False):
-            np.testing.assert_allclose(row, decoding.truth(sequence), rtol=tolerance, atol=tolerance)
-        assert np.isfinite(out).all()
-        decoding.server.plan([Chunk(sequence, lengths[sequence], 1) for sequence in sequences])
-        keys.append(decoding.server.graph_key)
-        decoding.server.rollback()
-    assert keys == [4, 4, 1, 8]
+    ours, triton = (Decoding(lengths, SPEC, "float16", backend=name) for name in ("flashinfer", "triton"))
+    for sequences, spare in (([1, 5, 3], 0), ([4], 3), ([0, 2, 3, 4, 5], 1)):
+        out = ours.step(sequences, spare)
+        np.testing.assert_allclose(out.float().cpu(), triton.step(sequences, spare).float().cpu(), atol=4e-3)
+        for decoding in (ours, triton):
+            decoding.server.plan([Chunk(sequence, lengths[sequence], 1) for sequence in sequences])
+        assert ours.server.graph_key == triton.server.graph_key is not None
+        for decoding in (ours, triton):
+            decoding.server.rollback()
 
 
-@pytest.mark.skipif(GPU == "cpu", reason="needs an NVIDIA GPU")
-@pytest.mark.gpu
-def test_a_replayed_graph_gives_what_launches_give() -> None:
-    lengths = (0, 5, 15, 16, 17, 130, 700, 1500)
-    decoding = Decoding(lengths, SPEC, "float16", backend="flashinfer")
-    fused = torch.empty_like(decoding.random(4, 1))
-    out = torch.empty(4, SPEC.q_size, dtype=fused.dtype, device=fused.device)
-    tensors = [*fused.split(decoding.columns, dim=1), out]
-    captured: dict[object, torch.cuda.CUDAGraph] = {}
-    for sequences in ([3, 4, 5, 6], [7, 1, 2], [0, 7, 6, 5]):
-        spare = 4 - len(sequences)
-        expected = decoding.step(sequences, spare=spare)
-        decoding.server.plan([Chunk(sequence, lengths[sequence], 1) for sequence in sequences])
-        fused[:] = decoding.rows(sequences, spare=spare)
-        if decoding.server.graph_key not in captured:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                decoding.server.run(0, *tensors)
-            captured[decoding.server.graph_key] = graph
-        captured[decoding.server.graph_key].replay()
-        assert torch.equal(out[: len(sequences)], expected[: len(sequences)])
-        decoding.server.rollback()
-    assert len(captured) == 1
+@pytest.mark.parametrize("counts", [(1, 7, 1, 9, 1), (7, 1, 1), (1, 1, 7), (1, 1, 1)])
+def test_flashinfer_has_the_rows_from_the_first_long_chunk_to_the_last(
+    counts: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cleave.kvcache.backends import flashinfer_chunks
+
+    seen: list[list[int]] = []
+    plan = flashinfer_chunks.BatchPrefillWithPagedKVCacheWrapper.plan
+
+    def told(self: Any, rows: torch.Tensor, *given: Any, **options: Any) -> None:
+        seen.append(rows.tolist())
+        plan(self, rows, *given, **options)
+
+    monkeypatch.setattr(flashinfer_chunks.BatchPrefillWithPagedKVCacheWrapper, "plan", told)
+    decoding = Decoding((20,) * 5, SPEC, "float16", backend="flashinfer")
+    seen.clear()
+    decoding.server.plan([Chunk(sequence, 20, count) for sequence, count in enumerate(counts)])
+    long = [index for index, count in enumerate(counts) if count > 1]
+    spans = counts[long[0] : long[-1] + 1] if long else ()
+    assert seen == ([np.cumsum([0, *spans]).tolist()] if long else [])
 
 
 @pytest.mark.parametrize(
@@ -129,21 +123,6 @@ def test_what_it_cannot_do_is_said(spec: AttentionSpec, options: dict[str, Any],
     shape = CacheShape((spec,), 4, 16, 64, 8)
     with pytest.raises(AttentionError, match=words):
         create_backend("flashinfer", shape, **{"device": GPU} | options)
-
-
-def test_steps_and_rows_have_their_limits() -> None:
-    shape = CacheShape((SPEC,), 8, 16, 64, 8)
-    backend = create_backend("flashinfer", shape, device=GPU, max_sequences=2)
-    with pytest.raises(AttentionError, match="no step is planned"):
-        backend.run(0, None, None, None, None)
-    decoding = Decoding((5, 3), SPEC, "float16", {"max_sequences": 2}, backend="flashinfer")
-    decoding.server.plan([Chunk(0, 5, 1)])
-    with pytest.raises(AttributeError):
-        decoding.server._backend.plan(None)  # type: ignore[arg-type]
-    assert decoding.server.graph_key is None
-    decoding.server.rollback()
-    with pytest.raises(AttentionError, match="max_sequences allows 2"):
-        decoding.step([0, 1], spare=1)
 
 
 def test_without_flashinfer_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,7 +86,7 @@ def main() -> None:
     driver.utils = launches
     driver.launcher_cls = launches.launcher_cls
     cpu = torch.device("cpu")
-    backend.usable = lambda name: cpu  # type: ignore[attr-defined]
+    backend.usable = lambda name, backend: cpu  # type: ignore[attr-defined]
     backend.resources = lambda device: (4, 1 << 18)  # type: ignore[attr-defined]
     run, launch = triton.JITFunction.run, Kernel.launch
 
