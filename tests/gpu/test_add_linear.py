@@ -54,20 +54,24 @@ def test_no_step_of_many_rows_copies_the_residual(
     demo_in: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, dtype: str, tolerance: float
 ) -> None:
     artifact = Artifact.open(demo_in(dtype), verify=False)
-    options = EngineOptions(max_tokens=512, max_sequences=64)
+    options = EngineOptions(max_tokens=1024, max_sequences=64)
     engine = InductorEngine(artifact, options)
-    found = {tokens: copies(engine, tokens, Ungraphed()) for tokens in (64, 300)}
+    # More rows than any graph has: of a copy inside a graph a profile need not tell.
+    found = {tokens: copies(engine, tokens, Ungraphed()) for tokens in (600, 1000)}
     with monkeypatch.context() as patch:
         patch.setattr(functions, "add_in_place", _unchanged)
         plain = InductorEngine(artifact, options)
         for tokens, (count, logits) in found.items():
             before, wanted = copies(plain, tokens, Ungraphed())
-            middle = artifact.manifest.num_layers - 1
-            assert before - count >= 2 * middle
+            assert before >= 2 * (artifact.manifest.num_layers - 1)
+            assert count == 0
             assert (logits - wanted).norm() / wanted.norm() < tolerance
-    replayed = copies(engine, 64, HandsQOn())[1]
-    torch.testing.assert_close(replayed, found[64][1], rtol=0, atol=0)
-    assert found[64][0] == found[300][0] == 0
+    once, captured, replayed = (
+        engine.launch(np.arange(64), np.arange(64), attention).logits.clone()
+        for attention in (Ungraphed(), HandsQOn(), HandsQOn())
+    )
+    assert torch.equal(captured, replayed)
+    assert (once - replayed).norm() / replayed.norm() < tolerance
     engine.close()
     plain.close()
 

@@ -18,8 +18,8 @@ from cleave.runtime.engines.inductor.program import Program
 Tensor = torch.Tensor
 
 
-@torch.library.custom_op("cleave::add_linear_", mutates_args=("residual",))
-def add_linear_(residual: Tensor, x: Tensor, weight: Tensor) -> None:
+@torch.library.custom_op("cleave::add_product_", mutates_args=("residual",))
+def add_product_(residual: Tensor, x: Tensor, weight: Tensor) -> None:
     """Add a linear layer without bias to `residual`. What is compiled calls torch instead; see `lowering.py`.
 
     x [rows, width]; weight [height, width]; residual [rows, height]. All of one dtype.
@@ -27,7 +27,7 @@ def add_linear_(residual: Tensor, x: Tensor, weight: Tensor) -> None:
     residual.addmm_(x, weight.t())
 
 
-ADD_LINEAR = torch.ops.cleave.add_linear_.default
+ADD_PRODUCT = torch.ops.cleave.add_product_.default
 """The operator as graphs have it."""
 _NO_VIEWS = (F.embedding, F.linear, operator.add, operator.mul, operator.sub, operator.truediv, rms_norm)
 """What gives a tensor of its own, so that whoever reads that later does not read what it was made of."""
@@ -36,7 +36,7 @@ _NO_VIEWS = (F.embedding, F.linear, operator.add, operator.mul, operator.sub, op
 def add_in_place(
     program: Program, owned: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]
 ) -> Program:
-    """The same program with `add_linear_` wherever the sum may overwrite the residual.
+    """The same program with `add_product_` wherever the sum may overwrite the residual.
 
     Otherwise torch copies the residual first, and adds the product to the copy. `owned` are the inputs,
     [rows, width], that the program may overwrite because nobody else reads them afterwards, and their widths.
@@ -73,7 +73,7 @@ def _add(
     if widths.get(residual) != shapes[weight.name][0] or not _is_last_reader(graph, added, residual):
         return
     with graph.inserting_before(added):
-        graph.call_function(ADD_LINEAR, (residual, x, weight))
+        graph.call_function(ADD_PRODUCT, (residual, x, weight))
     added.replace_all_uses_with(residual)
     graph.erase_node(added)
     graph.erase_node(node)
@@ -83,7 +83,7 @@ def _is_last_reader(graph: fx.Graph, added: fx.Node, residual: fx.Node) -> bool:
     """Whether all that reads the residual, but for the sum, has ended before it and keeps no view."""
     order = {node: place for place, node in enumerate(graph.nodes)}
     return all(
-        user.target in (*_NO_VIEWS, ADD_LINEAR) and order[user] < order[added]
+        user.target in (*_NO_VIEWS, ADD_PRODUCT) and order[user] < order[added]
         for user in residual.users
         if user is not added
     )

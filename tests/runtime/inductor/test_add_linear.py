@@ -21,7 +21,7 @@ from torch._inductor.utils import run_and_get_code
 from cleave.export.artifact import Artifact
 from cleave.runtime.compare.trace import overwrite, to_numpy
 from cleave.runtime.engines.engine import EngineOptions, create_engine
-from cleave.runtime.engines.inductor.add_linear import ADD_LINEAR, add_in_place
+from cleave.runtime.engines.inductor.add_linear import ADD_PRODUCT, add_in_place
 from cleave.runtime.engines.inductor.compiler import Compiler, Shape
 from cleave.runtime.engines.inductor.engine import InductorEngine
 from cleave.runtime.engines.inductor.functions import Functions
@@ -65,7 +65,7 @@ def in_place(program: Program) -> Program:
 
 
 def taken(program: Program) -> int:
-    return sum(node.target is ADD_LINEAR for node in program.module.graph.nodes)
+    return sum(node.target is ADD_PRODUCT for node in program.module.graph.nodes)
 
 
 def tensors() -> list[torch.Tensor]:
@@ -96,9 +96,9 @@ def test_the_operator_adds_the_product_where_the_residual_lies(dtype: torch.dtyp
     sizes = residual.double().abs() + x.double().abs() @ weight.double().abs().T
     # 33 numbers are summed in float32, in any order; the sum is rounded once.
     bound = 33 * torch.finfo(torch.float32).eps * sizes + torch.finfo(dtype).eps * exact.abs()
-    assert ADD_LINEAR(residual, x, weight) is None
+    assert ADD_PRODUCT(residual, x, weight) is None
     assert ((residual.double() - exact).abs() <= bound).all()
-    torch.library.opcheck(ADD_LINEAR, (residual, x, weight))
+    torch.library.opcheck(ADD_PRODUCT, (residual, x, weight))
 
 
 def a_layer() -> Program:
