@@ -93,6 +93,7 @@ def _result(record: Mapping[str, Any], kind: str) -> str:
         "start_up_gpu": report_gpu.start_up,
         "gpu_kernels": report_gpu.kernels,
         "gpu_mixed": report_gpu.mixed,
+        "launch_gpu": report_gpu.launches,
     }.get(kind, _plain)
     return (
         f"{draw(record['figures'])}\n"

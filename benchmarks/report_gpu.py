@@ -92,6 +92,11 @@ def mixed(figures: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
+def launches(figures: Mapping[str, Any]) -> str:
+    """What the host and the whole need for some steps, by how their pieces are launched."""
+    return f"**{figures['layers']} narrow layers**, one {figures['gpu']}.\n\n{_rows(figures['steps'])}"
+
+
 def _rows(rows: Sequence[Mapping[str, Any]]) -> str:
     head = [name.replace("_", " ") for name in rows[0]]
     return table(head, ([_cell(value) for value in row.values()] for row in rows))

@@ -98,6 +98,11 @@ SECTIONS = {
         "Prompts alone, and requests that come and go, through the whole LLM: kinds of steps, how long the "
         "GPU rested before them, and kernels by share.",
     ),
+    "launch_gpu": (
+        "What the host needs for a step on one GPU",
+        "Prefill and mixed steps of many layers too narrow to keep the GPU busy, medians: until everything "
+        "is launched, and until it has run. `replayed`: each piece is a CUDA graph.",
+    ),
     "attention_h200": (
         "Attention on one GPU",
         "One layer of the backend `triton`, launch included; limit: keys and values at the speed of a copy.",

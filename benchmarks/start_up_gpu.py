@@ -54,7 +54,7 @@ PARTS = {
     "attention server": "cleave.runtime.model:AttentionServer",
     "warm-up": "cleave.runtime.model:warm_up",
     "kernels kept": "cleave.runtime.kept_kernels:_publish",
-    "captures": f"{INDUCTOR}.graphs:DecodeGraphs._capture",
+    "captures": f"{INDUCTOR}.graphs:GraphPool.capture",
 }
 """What is timed -> where it is called. What a version does not have is left out."""
 

@@ -37,6 +37,7 @@ class AttentionBackend(Protocol):
 
     One whose `run` can be captured in a CUDA graph also has the property `graph_key`; see
     `AttentionServer.graph_key`. One of compiled code has `jobs(q, k, v, out)`; see `AttentionServer.jobs`.
+    One with `takes_padding` set takes tensors of more rows; see `AttentionServer.takes_padding`.
     """
 
     def plan(self, step: StepPlan) -> None:

@@ -72,6 +72,11 @@ class AttentionServer:
         return key
 
     @property
+    def takes_padding(self) -> bool:
+        """Whether q, k, v and out may have more rows than the step, all as many; out is zero there."""
+        return bool(getattr(self._backend, "takes_padding", False))
+
+    @property
     def num_pages(self) -> int:
         """Pages in all."""
         return self.pages.num_pages

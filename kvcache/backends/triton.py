@@ -57,6 +57,7 @@ class TritonBackend:
     not depend on what else is in the batch.
     """
 
+    takes_padding = True
     _name = "triton"
     _appends_queries = False
     """Whether what attends to chunks wants q after RoPE."""

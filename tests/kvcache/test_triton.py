@@ -97,6 +97,19 @@ def test_rows_past_the_step_are_zero_and_store_nothing() -> None:
     assert torch.equal(decoding.step([1, 0, 2])[1:], exact)
 
 
+def test_rows_past_a_mixed_step_are_zero_and_store_nothing() -> None:
+    decoding = Decoding((40, 5), SPEC)
+    assert decoding.server.takes_padding
+    rows = torch.cat((decoding.rows([0]), decoding.random(6, 7)))
+    outs = []
+    for spare in (0, 9):
+        decoding.server.plan([Chunk(0, 40, 1), Chunk(1, 5, 6)])
+        outs.append(decoding.run(torch.cat((rows, decoding.random(spare, 99)))))
+        decoding.server.rollback()
+    assert torch.equal(outs[1][:7], outs[0])
+    assert not outs[1][7:].any()
+
+
 def test_a_long_history_is_split_and_summed() -> None:
     decoding = Decoding((700,), SHARED)
     out = decoding.step([0]).cpu().numpy()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from cleave.export.pieces import ATTENTION
 from cleave.kvcache.budget import mib
 from cleave.runtime.engines.engine import Attention, DeviceOutput, EngineOptions, Observer
 from cleave.runtime.engines.inductor.device import check_deterministic, check_device
+from cleave.runtime.engines.inductor.first_rows import FirstRows
 from cleave.runtime.engines.inductor.functions import Functions
-from cleave.runtime.engines.inductor.graphs import DecodeGraphs, batch_sizes
+from cleave.runtime.engines.inductor.graphs import DecodeGraphs, GraphPool, batch_sizes
 from cleave.runtime.engines.inductor.inputs import StepInputs, StepNumbers, check_rows
+from cleave.runtime.engines.inductor.layer_graphs import Cut, LayerGraphs, Values, layer_sizes, run_layers
 from cleave.runtime.engines.inductor.outputs import HostLogits, StepOutputs, first_rows
 from cleave.runtime.engines.inductor.weights import DeviceWeights
 from cleave.runtime.engines.no_attention import NoAttention
@@ -32,7 +34,8 @@ class InductorEngine:
 
     Pieces of the same structure are compiled once, with weights as inputs, so the time that takes does
     not grow with the number of layers. On a GPU a step whose attention server offers a `graph_key` is
-    padded to one of `batch_sizes` and replayed as one CUDA graph; all others are launched piece by piece.
+    padded to one of `batch_sizes` and replayed as one CUDA graph. Of others each piece is a graph where they
+    have few rows; those of many rows are launched kernel by kernel.
     """
 
     kind = "inductor"
@@ -75,7 +78,12 @@ class InductorEngine:
         if manifest.embedding_scale != 1:
             self._scale = torch.tensor(manifest.embedding_scale, dtype=self._embedding.dtype, device=device)
         sizes = batch_sizes(options.max_sequences, self._functions.least_rows)
-        self._graphs = DecodeGraphs(sizes, device) if is_gpu else None
+        self._graphs: DecodeGraphs | None = None
+        self._layer_graphs: LayerGraphs | None = None
+        if is_gpu:
+            pool = GraphPool(device)
+            self._graphs = DecodeGraphs(sizes, device, pool)
+            self._layer_graphs = LayerGraphs(layer_sizes(options.max_tokens), pool)
         self._inputs = StepInputs(max(options.max_tokens, sizes[-1]), device)
         self._outputs = StepOutputs(self._inputs.sampled)
         self._host_logits = HostLogits(manifest.vocab_size, device)
@@ -110,14 +118,24 @@ class InductorEngine:
             size = self._graphs.size_for(tokens)
             if size is not None:
                 given = self._inputs.send(token_ids, logit_rows, size, size, sampled)
-                output = self._graphs.run(size, key, lambda: self._step(given, attention))
+                compiled_for = self._functions.rows_for(size)
+                output = self._graphs.run(size, key, lambda: self._step(given, attention, compiled_for))
                 return first_rows(output, len(logit_rows))
-        rows = self._functions.rows_for(tokens) or max(2, len(logit_rows))
-        padded = max(tokens, self._functions.least_rows)
+        layers = self._layer_graphs if self._observer is None else None
+        size = None if layers is None else layers.size_for(tokens)
+        padded = size or max(tokens, self._functions.least_rows)
+        compiled_for = self._functions.rows_for(padded)
+        rows = compiled_for or max(2, len(logit_rows))
         given = self._inputs.send(token_ids, logit_rows, padded, rows, sampled)
-        if padded > tokens:
-            attention = _FirstRows(attention, tokens)
-        return first_rows(self._step(given, attention), len(logit_rows))
+        if padded > tokens and not getattr(attention, "takes_padding", False):
+            attention = FirstRows(attention, tokens)
+        if layers is not None and size is not None:
+            output = self._last(layers.run(size, attention), given.logit_rows, compiled_for)
+        else:
+            output = self._step(given, attention, compiled_for)
+            if layers is not None and compiled_for is None and not layers.is_captured:
+                self._capture(layers)
+        return first_rows(output, len(logit_rows))
 
     def free_memory(self) -> int | None:
         """See `DeviceEngine.free_memory`: runs the largest step over an attention that does nothing."""
@@ -143,54 +161,57 @@ class InductorEngine:
 
     def close(self) -> None:
         """See `Engine.close`."""
-        if self._graphs is not None:
-            self._graphs.clear()
+        for graphs in (self._graphs, self._layer_graphs):
+            if graphs is not None:
+                graphs.clear()
         self._given.clear()
         self._weights.clear()
 
-    def _step(self, given: StepNumbers, attention: Attention) -> DeviceOutput:
-        """All that a graph captures."""
-        logits = self._forward(given.token_ids(), given.logit_rows, attention)
-        return self._outputs.choose(logits)
+    def _capture(self, layers: LayerGraphs) -> None:
+        """Capture the pieces of steps of few rows, after a step that was launched kernel by kernel."""
+        for size in reversed(layers.sizes):
+            given = self._inputs.send(np.zeros(size, np.int64), np.arange(2), size, 2)
+            # For real first: the library's products have other kernels for other numbers of rows.
+            run_layers(self._layers(given, {}, None), NoAttention())
+            values: Values = {}
+            layers.capture(size, self._layers(given, values, None), len(self._given) - 1, values)
 
-    def _forward(self, token_ids: Tensor, logit_rows: Tensor, attention: Attention) -> Tensor:
-        """All pieces over tensors on the device: logits [rows, vocab] float32."""
-        embeds = torch.nn.functional.embedding(token_ids, self._embedding)
+    def _step(self, given: StepNumbers, attention: Attention, compiled_for: int | None) -> DeviceOutput:
+        """The whole of a step, by the functions for so many rows; None: for any number."""
+        values: Values = {}
+        run_layers(self._layers(given, values, compiled_for), attention)
+        return self._last(values, given.logit_rows, compiled_for)
+
+    def _layers(self, given: StepNumbers, values: Values, compiled_for: int | None) -> Iterator[Cut]:
+        """Launches every piece but the last. Waits behind each until attention has been launched; leaves in
+        `values` what the last one takes.
+        """
+        embeds = torch.nn.functional.embedding(given.token_ids(), self._embedding)
         if self._scale is not None:
             embeds *= self._scale
         observer = self._observer
         if observer is not None:
             observer.residual(-1, embeds)
-        values = {"inputs_embeds": embeds}
-        pieces = self._functions.pieces
-        last = len(pieces) - 1
-        rows = self._functions.rows_for(len(token_ids))
-        for index, piece in enumerate(pieces):
+        values["inputs_embeds"] = embeds
+        for index, piece in enumerate(self._functions.pieces[:-1]):
             inputs = [values[name] for name in piece.inputs]
-            outputs = self._functions.get(index, rows)(*inputs, *self._given[index])
+            outputs = self._functions.get(index, compiled_for)(*inputs, *self._given[index])
             values |= zip(piece.outputs, outputs, strict=True)
-            if index == last:
-                break
             out = torch.empty_like(values["q"], memory_format=torch.contiguous_format)
             if observer is not None and index:
                 observer.residual(index - 1, values[piece.hands_on["carried_0"]])
-            attention.run(index, values["q"], values["k"], values["v"], out)
-            values = {name: values[source] for name, source in piece.hands_on.items()}
-            values[ATTENTION] = out
-            values["logit_rows"] = logit_rows
-        if observer is not None:
-            observer.residual(last - 1, values[pieces[-1].outputs[-1]])
-        return values["logits"]
+            yield index, values["q"], values["k"], values["v"], out
+            handed_on = {name: values[source] for name, source in piece.hands_on.items()}
+            values.clear()
+            values |= handed_on | {ATTENTION: out}
 
-
-class _FirstRows:
-    """Hands the rows of a step over, and not those that it was padded with."""
-
-    def __init__(self, attention: Attention, rows: int) -> None:
-        self._attention, self._rows = attention, rows
-
-    def run(self, layer: int, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
-        """See `Attention.run`."""
-        q, k, v, given = (tensor[: self._rows] for tensor in (q, k, v, out))
-        self._attention.run(layer, q, k, v, given)
-        out[self._rows :] = 0
+    def _last(self, values: Values, logit_rows: Tensor, compiled_for: int | None) -> DeviceOutput:
+        """The piece behind the last layer, and the likeliest tokens."""
+        piece = self._functions.pieces[-1]
+        last = len(self._given) - 1
+        given = values | {"logit_rows": logit_rows}
+        inputs = [given[name] for name in piece.inputs]
+        outputs = self._functions.get(last, compiled_for)(*inputs, *self._given[last])
+        if self._observer is not None:
+            self._observer.residual(last - 1, outputs[-1])
+        return self._outputs.choose(outputs[0])

@@ -96,14 +96,16 @@ class Functions:
 
     @property
     def sources(self) -> dict[str, str]:
-        """What is compiled, as text: the code of each program, and of own kernels, where it may call them."""
+        """What is compiled, as text: the code of each program, what Inductor is told of it, and own kernels,
+        where it may call them.
+        """
         programs = {
             self._role(index): str(self._program_for(index, None).module.code) for index in {0, 1, self._last}
         }
+        programs["lowering"] = _source("lowering.py")
         if self.chooser is None and not self._deterministic:
             return programs
-        kernels = [Path(small.__file__).with_name(name).read_text("utf-8") for name in _KERNEL_SOURCES]
-        return programs | {"kernels": "".join(kernels)}
+        return programs | {"kernels": "".join(_source(name) for name in _KERNEL_SOURCES)}
 
     @property
     def planned(self) -> list[tuple[str, int | None]]:
@@ -228,6 +230,10 @@ class Functions:
             rows = sum(self._shapes[name][0] for name in names)
             weights.append(Shape((rows, *self._shapes[names[0]][1:]), self._dtype))
         return inputs, weights
+
+
+def _source(name: str) -> str:
+    return Path(small.__file__).with_name(name).read_text("utf-8")
 
 
 def _pieces(artifact: Artifact, *, is_wide: bool) -> list[Piece]:

@@ -8,7 +8,7 @@ import triton.language as tl
 
 @triton.jit
 def higher(value, place, other, other_place):
-    """Which of two comes first: what is no number, then the higher value, of equals the lower place."""
+    """Which of two comes first: what is no number, then the higher value; of equals the lower place."""
     is_odd, other_is_odd = value != value, other != other
     is_equal = (other == value) | (is_odd & other_is_odd)
     takes = ((other > value) & ~is_odd) | (other_is_odd & ~is_odd) | (is_equal & (other_place < place))
@@ -31,11 +31,13 @@ def likeliest_kernel(
     lane = tl.arange(0, BLOCK)
     start = logits + row.to(tl.int64) * stride
     top = tl.full([BLOCK], float("-inf"), tl.float32)
-    at = tl.minimum(begin + lane, vocab - 1)
+    block = tl.full([BLOCK], begin, tl.int32)
     for first in range(begin, end, BLOCK):
         place = first + lane
         some = tl.load(start + place, mask=place < vocab, other=float("-inf"))
-        top, at = higher(top, at, some, tl.minimum(place, vocab - 1))
+        takes = (some > top) | (some != some)
+        top, block = tl.where(takes, some, top), tl.where(takes, first, block)
+    at = tl.minimum(block + lane, vocab - 1)
     value, token = tl.reduce((top, at), 0, higher)
     if splits == 1:
         tl.store(best + row, value)

@@ -15,7 +15,7 @@ Tensor = torch.Tensor
 _PROGRAMS = 8
 """Programs a multiprocessor that share the logits of a step, about."""
 _MOST_SPLITS = 64
-_BLOCK = 2048
+_BLOCK = 1024
 """Logits that a program looks at at a time; a part of a row is no smaller."""
 
 
@@ -59,7 +59,7 @@ class LikeliestSearch:
 
     def __call__(self, logits: Tensor, best: Tensor, tokens: Tensor) -> None:
         """Write the highest of each row of logits [rows, vocab] float32 to best [rows] float32, and where it
-        is to tokens [rows] int64: the first place of several. What is no number counts as the highest.
+        is to tokens [rows] int64: the first of several equals. What is no number counts as the highest.
         """
         from cleave.runtime.engines.inductor.likeliest_kernel import likeliest_kernel
 

@@ -260,8 +260,8 @@ def test_compiled_it_copies_nothing() -> None:
     plain, plain_code = compiled(program)
     function, code = compiled(in_place(program))
     assert "addmm(" in plain_code
-    assert code.count("cleave.add_linear_.default(") == 2
-    assert not any(word in code for word in ("addmm(", "clone", "copy_"))
+    assert code.count("torch.Tensor.addmm_(arg") == 2  # on the input itself
+    assert not any(word in code for word in ("addmm(", "clone", "copy_", "ops.cleave"))
     for rows in (2, 17):
         weights = [tensor.float() for tensor in tensors()[2:]]
         residual, x = torch.randn(rows, WIDTH), torch.randn(rows, WIDTH)

@@ -61,8 +61,9 @@ def test_the_search_finds_what_torch_finds(
     wanted, _ = torch.max(given.cpu(), dim=-1)
     torch.testing.assert_close(best.cpu(), wanted, rtol=0, atol=0, equal_nan=True)
     for row, token in enumerate(tokens.tolist()):
-        same = given[row].cpu().isnan() if wanted[row].isnan() else given[row].cpu() == wanted[row]
-        assert token == int(same.nonzero()[0])  # of equals the first
+        found = given[row].cpu()
+        first = found.isnan() if wanted[row].isnan() else found == wanted[row]
+        assert token == int(first.nonzero()[0])
     assert not search._arrived.any()
 
 
