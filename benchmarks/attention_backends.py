@@ -67,19 +67,26 @@ class Kind:
         return set(self.last) == {1}
 
 
-def kinds(shape: str) -> Iterator[Kind]:
-    """What is measured."""
+def chunks(shape: str) -> Iterator[Kind]:
+    """Prompts, and parts of prompts with decoding requests beside them."""
     for batch, context in ((1, 512), (16, 512), (8, 2048), (1, 8192)):
         point = Point.even(shape, batch, context)
         yield Kind(f"{batch} x {context}", point, point.lengths)
-    chunks, rows = (500, 500, 1000, 1000), Point.ragged(shape, 240).lengths
-    yield Kind("4 chunks of 500", Point(shape, "", chunks), (500,) * 4)
-    yield Kind("4 chunks of 500, 240 rows", Point(shape, "", chunks + rows), (500,) * 4 + (1,) * 240)
+    parts, rows = (500, 500, 1000, 1000), Point.ragged(shape, 240).lengths
+    yield Kind("4 chunks of 500", Point(shape, "", parts), (500,) * 4)
+    yield Kind("4 chunks of 500, 240 rows", Point(shape, "", parts + rows), (500,) * 4 + (1,) * 240)
+
+
+def decode(shape: str) -> Iterator[Kind]:
+    """One more token of every sequence."""
     for batch in (1, 8, 32, 128, 256):
         yield Kind(f"{batch} x {AFTER}", Point.even(shape, batch, AFTER + 1), (1,) * batch)
     for batch in (64, 256):
         point = Point.ragged(shape, batch)
         yield Kind(f"{batch} x {point.context}", point, (1,) * batch)
+
+
+STEPS = {"chunks": chunks, "decode": decode}
 
 
 def attention_of(name: str, kind: Kind, layers: int) -> Any:
@@ -182,6 +189,7 @@ def main() -> None:
     parser.add_argument("--name", default="attention_backends")
     parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=KERNELS)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=tuple(SHAPES))
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=tuple(STEPS))
     parser.add_argument("--compile", action="store_true", help="compile FlashInfer's kernels, and end")
     arguments = parser.parse_args()
     if arguments.compile:
@@ -194,18 +202,17 @@ def main() -> None:
         "triton": triton.__version__,
         "flashinfer": flashinfer.__version__,
         "cuda": torch.version.cuda,
-        "decode": [],
-        "chunks": [],
+        **{name: [] for name in arguments.steps},
     }
     gc.freeze()  # each capture of a graph collects garbage, which takes long among so many modules
-    every = [kind for shape in arguments.shapes for kind in kinds(shape)]
-    for kind in sorted(every, key=lambda kind: kind.is_decode):
-        row = row_of(kind, arguments.kernels)
-        figures["decode" if kind.is_decode else "chunks"].append(row)
-        console.print(row)
-        torch.cuda.empty_cache()
-        path = save(arguments.name, figures)
-    for title in ("decode", "chunks"):
+    for name, shape in itertools.product(arguments.steps, arguments.shapes):
+        for kind in STEPS[name](shape):
+            row = row_of(kind, arguments.kernels)
+            figures[name].append(row)
+            console.print(row)
+            torch.cuda.empty_cache()
+            path = save(arguments.name, figures)
+    for title in arguments.steps:
         show(console, title, figures[title])
     console.print(f"written to {path}")
 
