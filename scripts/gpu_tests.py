@@ -21,19 +21,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LONGEST = tuple(
-    f"tests/gpu/test_{name}.py"
-    for name in ("large_shape", "start", "long_run", "bench", "inductor", "deterministic")
+LONGEST = (
+    "tests/gpu/test_start.py",
+    "tests/kvcache/test_flashinfer.py",
+    "tests/gpu/test_long_run.py",
+    "tests/gpu/test_large_shape.py",
+    "tests/gpu/test_bench.py",
+    "tests/gpu/test_inductor.py",
+    "tests/gpu/test_deterministic.py",
 )
 """These are begun first, in this order, so that the last one to run is short."""
 ELSEWHERE = (
-    "tests/kvcache/test_flashinfer.py",
     "tests/kvcache/test_triton.py",
     "tests/runtime/inductor/test_small.py",
     "tests/runtime/sampling/test_device.py",
+    "tests/runtime/sampling/test_likeliest.py",
     "tests/runtime/sampling/test_alignment.py",
 )
-"""Where the kernels are tested by the same tests as in Triton's interpreter."""
+"""Where kernels are tested by the same tests as in Triton's interpreter."""
 SLOWEST = 8
 _NO_TESTS = 5
 """What pytest ends with where a whole file is skipped."""

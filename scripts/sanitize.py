@@ -8,9 +8,11 @@ of the CUDA toolkit.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,16 +23,21 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ("memcheck", "racecheck", "initcheck")
 TESTS = {
-    "tests/kvcache/test_triton.py": "half_precision or long_history or past_the_step or give_the_same_sums",
-    "tests/runtime/inductor/test_small.py": "ragged and dtype0 or norm_of_few_rows and dtype0",
+    "tests/kvcache/test_triton.py": "half_precision and not bfloat16 or long_history or past_the_step",
+    "tests/runtime/inductor/test_small.py": "few_rows and (ragged-1-dtype0 or ragged-23-dtype0) "
+    "or held and 2-3 and ragged-dtype0 or ragged-3-23-dtype0 or tiles and swiglu-ragged-dtype0 "
+    "or norm_of_few_rows and dtype0",
+    "tests/runtime/sampling/test_likeliest.py": "search_finds and 2049",
     "tests/runtime/sampling/test_device.py": "of_the_cpu and 700",
 }
-"""Files, and which of their tests: the fewest that launch every kernel, rows and widths that are not whole
-blocks among them."""
+"""Files, and which of their tests: few that launch every kernel, with rows and widths that are not whole
+blocks."""
 SOURCES = ("kvcache/backends", "runtime/engines/inductor", "runtime/sampling/device")
 FOUND = 86
-"""What compute-sanitizer ends with where it found an error; every other code is that of the tests."""
-NOT_LAUNCHED = 87
+"""What compute-sanitizer ends with where it found errors, whatever the tests ended with."""
+SHOWN = 60
+"""Lines of a log that are printed where not all is well."""
+ALL_LAUNCHED = "all kernels were launched, and all tests passed"
 
 
 def kernels() -> set[str]:
@@ -59,31 +66,60 @@ def inside() -> int:
         return int(code)
     if missing := kernels() - launched:
         print(f"error: no test of scripts/sanitize.py launches {', '.join(sorted(missing))}")
-        return NOT_LAUNCHED
-    print(f"{len(launched & kernels())} kernels were launched")
+        return 1
+    print(ALL_LAUNCHED)
     return 0
 
 
 def command(sanitizer: str, tool: str) -> list[str]:
     """What runs the tests under one of the tools."""
-    said = subprocess.run([sanitizer, "--help"], capture_output=True, text=True, check=False).stdout
-    # Of other kernels, such as the library's products, what is found would be nobody's to mend here.
-    option = "--kernel-name" if "--kernel-name" in said else "--kernel-regex"
+    only = []
+    if tool == "racecheck":  # it takes long over the library's products, and each kernel stands for itself
+        said = subprocess.run([sanitizer, "--help"], capture_output=True, text=True, check=False).stdout
+        option = next((one for one in ("--kernel-name", "--kernel-regex") if one in said), None)
+        only = [] if option is None else [option, "kns=_kernel"]
     return [
-        *(sanitizer, "--tool", tool, "--error-exitcode", str(FOUND), option, "kns=_kernel"),
-        *(sys.executable, __file__, "--inside"),
+        *(sanitizer, "--tool", tool, "--error-exitcode", str(FOUND), "--print-limit", "10000"),
+        *("--show-backtrace", "no", "--report-api-errors", "no", *only),
+        *(sys.executable, str(Path(__file__).resolve()), "--inside"),
     ]
 
 
 def verdict(tool: str, code: int | None, log: Path, seconds: float) -> bool:
-    """Print what came of a tool; whether all is well."""
+    """Print what came of a tool; whether all is well. What it found in kernels of others is only counted."""
     lines = log.read_text("utf-8", errors="replace").splitlines()
-    summary = next((line for line in reversed(lines) if "SUMMARY" in line), "no summary")
-    told = {0: "clean", FOUND: "ERRORS", None: "NOT AT ITS END"}.get(code, f"FAILED, exit code {code}")
-    print(f"{tool}: {told} after {seconds:.0f} s; {summary}", flush=True)
-    if code != 0:
-        print("\n".join([*lines[:40], "...", *lines[-60:]] if len(lines) > 100 else lines))
-    return code == 0
+    said = [line for line in lines if line.startswith("========= ")]
+    own = re.compile(rf"\b({'|'.join(sorted(kernels()))})\b")
+    in_own = [line for line in said if own.search(line)]
+    summary = " ".join(line.removeprefix("========= ") for line in said if "SUMMARY" in line) or "no summary"
+    if code is None:
+        told = "NOT AT ITS END"
+    elif in_own:
+        told = f"{len(in_own)} PLACES IN OWN KERNELS"
+    elif ALL_LAUNCHED not in lines:
+        told = f"FAILED with exit code {code}"
+    else:
+        told = "clean" if code == 0 else "clean but for kernels of others"
+    is_well = told.startswith("clean")
+    print(f"{tool}: {told}, after {seconds:.0f} s; {summary}", flush=True)
+    if not is_well:
+        print("\n".join([*dict.fromkeys(in_own[:SHOWN]), *lines[-SHOWN:]]))
+    return is_well
+
+
+def start(arguments: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """A process with a group of its own, since compute-sanitizer starts another one."""
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            arguments, cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True
+        )
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End what is left of it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def main() -> None:
@@ -109,24 +145,22 @@ def main() -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="cleave-sanitize-") as folder:
         logs = {tool: Path(folder, tool) for tool in asked.tool or TOOLS}
-        running = {}
-        for tool, log in logs.items():
-            with log.open("wb") as file:
-                running[tool] = subprocess.Popen(
-                    command(sanitizer, tool), cwd=ROOT, env=environment, stdout=file, stderr=file
-                )
+        running: dict[str, subprocess.Popen[bytes]] = {}
         are_well = []
-        while running:
-            is_late = time.monotonic() > began + asked.seconds
-            for tool, process in list(running.items()):
-                if process.poll() is None and not is_late:
-                    continue
-                code = process.poll()
-                process.kill()
-                process.wait()
-                del running[tool]
-                are_well.append(verdict(tool, code, logs[tool], time.monotonic() - began))
-            time.sleep(0.2)
+        try:
+            for tool, log in logs.items():
+                running[tool] = start(command(sanitizer, tool), environment, log)
+            while running:
+                is_late = time.monotonic() > began + asked.seconds
+                for tool, process in list(running.items()):
+                    code = process.poll()
+                    if code is not None or is_late:
+                        end(running.pop(tool))
+                        are_well.append(verdict(tool, code, logs[tool], time.monotonic() - began))
+                time.sleep(0.2)
+        finally:
+            for process in running.values():
+                end(process)
     sys.exit(0 if all(are_well) else 1)
 
 

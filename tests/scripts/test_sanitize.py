@@ -14,13 +14,24 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "sanitize.py"
+LAUNCHED = "all kernels were launched, and all tests passed"
+SAID = {
+    "memcheck": f"{LAUNCHED}\n========= ERROR SUMMARY: 0 errors",
+    "racecheck": f"""{LAUNCHED}
+========= Error: Race reported between Write access at matrix_kernel+0x5c0 in small_kernel.py:210
+=========     and Read access at matrix_kernel+0x670 in small_kernel.py:211 [12 hazards]
+========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)""",
+    "others": f"""{LAUNCHED}
+========= Uninitialized __global__ memory read of size 4 bytes
+=========     at void at::native::unrolled_elementwise_kernel<...>+0x120
+========= ERROR SUMMARY: 1 error""",
+    "fails": "FAILED test_small.py::test_a\n========= ERROR SUMMARY: 0 errors",
+}
 STAND_IN = """#!/bin/sh
-case "$1 $2" in
---help*) echo "  --kernel-name" ;;
-"--tool memcheck") echo "$@"; echo "========= ERROR SUMMARY: 0 errors" ;;
-"--tool racecheck") echo "========= RACECHECK SUMMARY: 1 hazard displayed"; exit 86 ;;
-"--tool initcheck") exec sleep 60 ;;
-esac
+[ "$1" = --help ] && exit
+[ "$2" = initcheck ] && [ -n "$SLEEPS" ] && exec sleep 60
+cat "$SAID/$2"
+exit $(cat "$SAID/$2.code")
 """
 
 
@@ -55,23 +66,36 @@ def test_it_knows_every_kernel(sanitize: ModuleType) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tools", "code", "words"),
+    ("said", "code", "words"),
     [
-        (("memcheck",), 0, ("memcheck: clean after", "ERROR SUMMARY: 0 errors")),
-        (("memcheck", "racecheck"), 1, ("memcheck: clean", "racecheck: ERRORS after", "1 hazard displayed")),
-        (("initcheck",), 1, ("initcheck: NOT AT ITS END after",)),
+        ({"memcheck": ("memcheck", 0)}, 0, ("memcheck: clean, after", "ERROR SUMMARY: 0 errors")),
+        (
+            {"memcheck": ("memcheck", 0), "racecheck": ("racecheck", 86)},
+            1,
+            ("memcheck: clean,", "racecheck: 2 PLACES IN OWN KERNELS, after", "1 hazard displayed"),
+        ),
+        ({"initcheck": ("others", 86)}, 0, ("initcheck: clean but for kernels of others",)),
+        ({"memcheck": ("fails", 1)}, 1, ("memcheck: FAILED with exit code 1", "test_small.py::test_a")),
+        ({"memcheck": ("fails", 86)}, 1, ("memcheck: FAILED with exit code 86",)),
+        ({"initcheck": ("memcheck", 0), "SLEEPS": ("", 0)}, 1, ("initcheck: NOT AT ITS END, after",)),
     ],
+    ids=["clean", "race", "others", "fails", "fails and found", "late"],
 )
 def test_its_verdict_is_that_of_the_tools(
-    tmp_path: Path, tools: tuple[str, ...], code: int, words: tuple[str, ...]
+    tmp_path: Path, said: dict[str, tuple[str, int]], code: int, words: tuple[str, ...]
 ) -> None:
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SAID": str(tmp_path)}
+    if said.pop("SLEEPS", None) is not None:
+        environment["SLEEPS"] = "1"
+    for tool, (which, ends_with) in said.items():
+        (tmp_path / tool).write_text(SAID[which] + "\n")
+        (tmp_path / f"{tool}.code").write_text(str(ends_with))
     stand_in = tmp_path / "compute-sanitizer"
     stand_in.write_text(STAND_IN)
     stand_in.chmod(0o755)
-    command = [sys.executable, str(SCRIPT), "--seconds", "2", *(f"--tool={tool}" for tool in tools)]
-    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = [sys.executable, str(SCRIPT), "--seconds", "3", *(f"--tool={tool}" for tool in said)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == code, done.stderr
+    assert done.returncode == code, done.stdout + done.stderr
     for word in words:
         assert word in done.stdout
 
