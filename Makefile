@@ -11,7 +11,7 @@ TORCH ?= torch==2.13.0
 # It needs an old huggingface_hub, so it lives in a folder of its own; tests/server runs it from there.
 TGI_CLIENT := text-generation==0.7.0
 
-.PHONY: run test test-fast sim soak setup lint bench bench-cpu report clean
+.PHONY: run test test-fast sim soak gpu sanitize setup lint bench bench-cpu report clean
 
 run: $(ARTIFACT)/manifest.json  ## export the demo checkpoint and stream a continuation
 	@$(BIN)/python scripts/run_llama2.py --model $(ARTIFACT) --input "$(PROMPT)"
@@ -31,6 +31,14 @@ SOAK_SECONDS ?= 600
 
 soak: setup  ## serve a crowd for SOAK_SECONDS and look at the memory
 	OMP_NUM_THREADS=1 SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest -s -m soak tests/server
+
+GPU_WORKERS ?= 3
+
+gpu: setup  ## every test that needs an NVIDIA GPU, GPU_WORKERS files at a time
+	$(BIN)/python scripts/gpu_tests.py --workers $(GPU_WORKERS)
+
+sanitize: setup  ## every Triton kernel under compute-sanitizer, on an NVIDIA GPU
+	$(BIN)/python scripts/sanitize.py
 
 setup: $(STAMP)  ## make .venv with everything a developer needs
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import onnxruntime as ort
 import psutil
@@ -21,8 +22,28 @@ class _ProcessPool:
 
 
 def physical_cores() -> int:
-    """Threads that a computation gets by default."""
-    return psutil.cpu_count(logical=False) or 1
+    """Threads that a computation gets by default: as many as there are cores that this process may use."""
+    return min(psutil.cpu_count(logical=False) or 1, processors())
+
+
+def processors() -> int:
+    """Those that this process may run on: of a machine's, what a container leaves. Hyperthreads count."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def checked_threads(threads: int | None) -> int | None:
+    """The same number. Raises EngineError for more threads than processors: those would wait for each other.
+
+    ONNX Runtime takes any number, and threads spin while others have the processor that they need.
+    """
+    if threads is not None and threads > processors():
+        raise EngineError(
+            f"threads is {threads}, and this process may run on {processors()} processors; "
+            f"give at most {processors()}, or leave it away for {physical_cores()}"
+        )
+    return threads
 
 
 def use_one_thread_pool(threads: int | None = None) -> int:

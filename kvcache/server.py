@@ -100,6 +100,7 @@ class AttentionServer:
     def shutdown(self) -> None:
         """Give back memory and threads; the server is not used afterwards."""
         self._backend.close()
+        self._backend = _NoBackend()
 
     def length(self, sequence: int) -> int:
         """Tokens of the sequence that the cache holds. Raises AttentionError where it is not open."""
@@ -232,6 +233,20 @@ class AttentionServer:
         pages, places = np.divmod(positions, self._shape.page_size)
         slots = page_table[chunk_of_row, pages].astype(np.int64) * self._shape.page_size + places
         return StepPlan(offsets, starts, positions, slots, page_table)
+
+
+class _NoBackend:
+    """In the place of a backend that was closed, so that nobody holds on to its memory."""
+
+    def plan(self, step: StepPlan) -> None:
+        """Raises AttentionError."""
+        raise AttentionError("the attention server was shut down; make another one")
+
+    def run(self, layer: int, q: Any, k: Any, v: Any, out: Any) -> None:
+        """Not reached: no step can be planned."""
+
+    def close(self) -> None:
+        """Nothing is left to give back."""
 
 
 def _rows(step: Sequence[Chunk]) -> int:

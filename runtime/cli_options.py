@@ -9,6 +9,7 @@ import typer
 
 from cleave.kvcache.backend import backend_names
 from cleave.runtime.engines.kinds import engine_kinds
+from cleave.threads import checked_threads
 
 _KINDS = f"Engine kind: {', '.join(engine_kinds())}."
 ArtifactFolder = Annotated[Path, typer.Argument(help="Folder of the artifact.")]
@@ -23,7 +24,18 @@ Attention = Annotated[
 Device = Annotated[
     str | None, typer.Option("--device", help="cpu or cuda. Default: what the engine is made for.")
 ]
-Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads. Default: the physical cores.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        help="CPU threads, at most one a processor. Default: the physical cores.",
+        callback=checked_threads,
+    ),
+]
+BuildThreads = Annotated[
+    int | None,
+    typer.Option("--threads", help="CPU threads that it will run with. Default: the physical cores here."),
+]
 Deterministic = Annotated[
     bool, typer.Option("--deterministic", help="The same bits whatever else is in the batch; slower.")
 ]

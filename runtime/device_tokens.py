@@ -39,6 +39,11 @@ class SampledTokens:
         """See `DeviceTokens`."""
         self._sampler.forget(sequence)
 
+    def close(self) -> None:
+        """See `DeviceTokens`."""
+        self._likeliest.close()
+        self._sampler.close()
+
 
 def device_tokens(engine: Engine, vocab_size: int, options: EngineOptions) -> DeviceTokens | None:
     """What chooses tokens beside an engine; None where it is no DeviceEngine.

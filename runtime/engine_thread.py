@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from cleave.errors import EngineError, RequestError, reason
 from cleave.runtime.engine_call import EngineCall, EngineState
+from cleave.runtime.engines.cuda import make_current
 from cleave.runtime.generation import Answer, Generation
 from cleave.runtime.mailbox import Wakeups, wake
 from cleave.runtime.model import Model
@@ -146,6 +147,7 @@ class EngineThread:
 
     def _main(self) -> None:
         try:
+            make_current(self._model.engine.device)
             while self._turn():
                 pass
             self._loop.drain()

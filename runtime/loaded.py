@@ -36,9 +36,13 @@ class Loaded:
         MissingPackage.
         """
         self._model = Model(artifact, ModelOptions(engine=engine, **options), progress)
-        self._thread = EngineThread(self._model)
-        self._intake = Intake(self._model)
+        try:
+            self._thread = EngineThread(self._model)
+        except BaseException:
+            self._model.close()
+            raise
         self._finalizer = weakref.finalize(self, _shut_down, self._thread, self._model)
+        self._intake = Intake(self._model)
 
     @property
     def model(self) -> Model:

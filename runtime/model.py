@@ -87,6 +87,8 @@ class Model:
         manifest, options, rows = artifact.manifest, self.options, chosen.max_tokens
         self.device_tokens = device_tokens(self.engine, manifest.vocab_size, chosen)
         """What chooses tokens where the engine leaves logits on a device; None where the host does."""
+        if self.device_tokens is not None:
+            made.callback(self.device_tokens.close)
         self.page_bytes = page_bytes(manifest.layer_specs, options.page_size, ITEM_BYTES[self.engine.dtype])
         backend = choose_backend(options.attention, self.engine, deterministic=options.deterministic)
         self.attention_backend = backend
@@ -207,6 +209,8 @@ class Model:
     def close(self) -> None:
         """Give back memory and threads."""
         self.engine.close()
+        if self.device_tokens is not None:
+            self.device_tokens.close()
         self.attention.shutdown()
         self.grammars.close()
 

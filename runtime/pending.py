@@ -47,6 +47,9 @@ class DeviceTokens(Protocol):
     def forget(self, sequence: int) -> None:
         """A sequence has ended, or its token was lost: what is kept of its tokens holds no more."""
 
+    def close(self) -> None:
+        """Give back memory; nothing is chosen afterwards."""
+
 
 class LikeliestTokens:
     """The tokens that the engine itself has chosen, copied to pinned host memory; see `DeviceTokens`."""
@@ -69,6 +72,10 @@ class LikeliestTokens:
 
     def forget(self, sequence: int) -> None:
         """See `DeviceTokens`: nothing is kept."""
+
+    def close(self) -> None:
+        """See `DeviceTokens`."""
+        self._buffers.clear()
 
 
 class _Buffer:

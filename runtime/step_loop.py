@@ -73,6 +73,7 @@ class StepLoop:
         """Wait for the step under way; nobody is told what comes of it."""
         if self._under_way is not None:
             launch, _ = self._under_way
+            self._under_way = None
             self._stepper.fetch(launch, StepOutcome())
 
     def _launch(self, step: Step, before: Launch | None) -> Launch | None:

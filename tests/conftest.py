@@ -28,8 +28,12 @@ REPOSITORY = Path(__file__).parent.parent
 
 @pytest.fixture(scope="session", autouse=True)
 def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The engine cache of all tests and of the processes that they start: never the user's own."""
-    folder = tmp_path_factory.mktemp("engine_cache")
+    """The engine cache of all tests and of the processes that they start: never the user's own.
+
+    `scripts/gpu_tests.py` gives one to several sessions.
+    """
+    shared = os.environ.get("CLEAVE_TESTS_CACHE")
+    folder = Path(shared) if shared else tmp_path_factory.mktemp("engine_cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CLEAVE_CACHE", str(folder))
         yield folder

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from cleave.errors import CacheError
 from cleave.export.artifact import Artifact
-from cleave.runtime.cli_options import ArtifactFolder, Device, RequiredEngine, Threads
+from cleave.runtime.cli_options import ArtifactFolder, BuildThreads, Device, RequiredEngine
 from cleave.runtime.engine_cache.cache import EngineCache
 from cleave.runtime.engine_cache.entry import Entry
 from cleave.runtime.engine_cache.table import SHORT, as_json, table
@@ -59,7 +59,7 @@ def why(
     max_model_len: MaxModelLen = None,
     max_tokens_per_step: MaxTokens = None,
     max_sequences: MaxSequences = 64,
-    threads: Threads = None,
+    threads: BuildThreads = None,
     deterministic: Deterministic = False,
 ) -> None:
     """Say whether an engine would be reused; if not, which fields differ from the nearest one."""

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from cleave.errors import EngineError
 from cleave.export.artifact import Artifact
-from cleave.runtime.cli_options import ArtifactFolder, Device, RequiredEngine, Threads
+from cleave.runtime.cli_options import ArtifactFolder, BuildThreads, Device, RequiredEngine
 from cleave.runtime.engine_cache.cache import EngineCache
 from cleave.runtime.engine_cache.table import SHORT
 from cleave.runtime.engines.builder import EngineBuilder, get_engine
@@ -44,7 +44,7 @@ def build(
     max_model_len: MaxModelLen = None,
     max_tokens_per_step: MaxTokens = None,
     max_sequences: MaxSequences = 64,
-    threads: Threads = None,
+    threads: BuildThreads = None,
     deterministic: Deterministic = False,
 ) -> None:
     """Build an engine ahead of time, so that `cleave run` and `cleave serve` find it in the cache."""

@@ -25,13 +25,25 @@ def cuda_is_usable() -> bool:
 def check_is_current(index: int, current: int) -> None:
     """Raises EngineError for a GPU that is not the current one.
 
-    Kernels and events go to the current one, whichever tensors they are given.
+    Kernels and events go to the current one, whichever tensors they are given; see `make_current`.
     """
     if index != current:
         raise EngineError(
             f"cuda:{index} is not the current GPU, cuda:{current}, which engines compute on; "
-            f"start the process with CUDA_VISIBLE_DEVICES={index}, and leave the device away"
+            f"start the process with CUDA_VISIBLE_DEVICES={index}, and leave the device away, or call "
+            f"torch.cuda.set_device({index}) before"
         )
+
+
+def make_current(device: str) -> None:
+    """Make an engine's device the current one of this thread, "cuda:1" say; nothing where it is "cpu".
+
+    Every thread has a current GPU of its own, cuda:0 at first, so each one that runs steps has to.
+    """
+    if device.startswith("cuda"):
+        import torch  # the engine has brought it
+
+        torch.cuda.set_device(device)
 
 
 def _driver_has_a_gpu() -> bool:

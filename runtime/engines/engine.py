@@ -14,7 +14,7 @@ from cleave.kvcache.backend import LayerJobs
 from cleave.runtime.engine_cache.cache import EngineCache
 from cleave.runtime.engines.builder import BuildProgress, EngineBuilder, get_engine
 from cleave.runtime.engines.cuda import cuda_is_usable
-from cleave.runtime.engines.kinds import engine_kind
+from cleave.runtime.engines.kinds import EngineKind, engine_kind
 
 
 class Attention(Protocol):
@@ -167,13 +167,9 @@ def create_engine(
     unknown kind or options that it cannot keep, MissingPackage where its package is not installed, CacheError
     where it would have to be built and `allow_build` is False.
     """
-    kind = kind or best_engine_kind(artifact)
-    found = engine_kind(kind)
-    found.check_device(options.device)
-    found.check_deterministic(options.deterministic)
-    found.check_quantization(artifact)
+    found = _checked(kind or best_engine_kind(artifact), artifact, options)
     factory = found.load(found.factory)
-    builder = None if options.cache is not None else engine_builder(kind, artifact, options)
+    builder = None if options.cache is not None else _builder(found, artifact, options)
     built = None
     if builder is not None:
         cache = cache or EngineCache()
@@ -200,15 +196,22 @@ def engine_builder(kind: str, artifact: Artifact, options: EngineOptions) -> Eng
     Raises EngineError for an unknown kind or for options that it cannot build for, MissingPackage where its
     package is not installed.
     """
+    return _builder(_checked(kind, artifact, options), artifact, options)
+
+
+def _checked(kind: str, artifact: Artifact, options: EngineOptions) -> EngineKind:
+    """A kind that can run the artifact with these options; raises EngineError where it cannot."""
     found = engine_kind(kind)
-    found.check_device(options.device)
-    found.check_deterministic(options.deterministic)
-    found.check_quantization(artifact)
+    found.check(artifact, device=options.device, deterministic=options.deterministic)
+    return found
+
+
+def _builder(kind: EngineKind, artifact: Artifact, options: EngineOptions) -> EngineBuilder | None:
     quantization = artifact.manifest.quantization
     # ONNX Runtime 1.31.1 computes other values with weights of MatMulNBits that it packed into a file.
-    if found.builder is None or (quantization is not None and quantization.method == "int4"):
+    if kind.builder is None or (quantization is not None and quantization.method == "int4"):
         return None
-    builder: EngineBuilder = found.load(found.builder)(artifact, options)
+    builder: EngineBuilder = kind.load(kind.builder)(artifact, options)
     return builder
 
 

@@ -35,6 +35,12 @@ class EngineKind:
         module, _, name = place.partition(":")
         return getattr(importlib.import_module(module), name)
 
+    def check(self, artifact: Artifact, *, device: str | None, deterministic: bool) -> None:
+        """Raises EngineError for a device, an option or an artifact that this kind cannot run."""
+        self.check_device(device)
+        self._check_deterministic(deterministic)
+        self._check_quantization(artifact)
+
     def check_device(self, name: str | None) -> None:
         """Raises EngineError for a device that it does not compute on; None, its own choice, is allowed."""
         if name is None or name.partition(":")[0] in self.devices:
@@ -46,7 +52,7 @@ class EngineKind:
             f"leave device away{other}"
         )
 
-    def check_deterministic(self, is_asked_for: bool) -> None:
+    def _check_deterministic(self, is_asked_for: bool) -> None:
         """Raises EngineError where it is asked for and cannot be promised."""
         if is_asked_for and not self.can_be_deterministic:
             able = " or ".join(name for name, kind in KINDS.items() if kind.can_be_deterministic)
@@ -55,7 +61,7 @@ class EngineKind:
                 f"deterministic; take engine {able}, or leave deterministic away"
             )
 
-    def check_quantization(self, artifact: Artifact) -> None:
+    def _check_quantization(self, artifact: Artifact) -> None:
         """Raises EngineError for a quantised artifact that this kind cannot run."""
         quantization = artifact.manifest.quantization
         if quantization is not None and not self.runs_quantized:

@@ -235,6 +235,7 @@ def test_names_are_looked_at_before_digests(artifact: Callable[[str], Path]) -> 
         (("--model", "{artifact}", "--device", "tpu"), ("'tpu'", "cpu")),
         (("--model", "{artifact}", "--chat"), ("no chat template", "leave --chat out")),
         (("--model", "{artifact}", "--threads", "0"), ("threads is 0",)),
+        (("--model", "no/such/place", "--threads", "99999"), ("threads is 99999", "give at most")),
         (("--model", "{artifact}", "--input", ""), ("the prompt is empty",)),
         (("--model", "{artifact}", "--input", "a", "--input", ""), ("the prompt is empty",)),
         (("--model", "{artifact}", "--input", "a" * 600), ("600 tokens", "context of 512")),

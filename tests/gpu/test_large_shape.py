@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cleave.export.artifact import WEIGHTS, Artifact
+from cleave.export.artifact import Artifact
 from cleave.kvcache.server import AttentionServer
 from cleave.kvcache.step import Chunk
 from cleave.runtime.engines.engine import EngineOptions
@@ -37,12 +39,26 @@ def shape(
     from random_artifact import write_graphs, write_random_weights
 
     name, layers = request.param
-    dtype, config = GPU_SHAPES[name]
-    config = config | {"num_hidden_layers": layers}
-    write_graphs(dtype, config, tmp_path)
-    write_random_weights(dtype, config, tmp_path)
-    yield Artifact.open(tmp_path, verify=False), LlamaConfig(**config, tie_word_embeddings=False)
-    (tmp_path / WEIGHTS).unlink()  # up to 13 GB, and pytest keeps its folders
+    dtype, shape = GPU_SHAPES[name]
+    shape = shape | {"num_hidden_layers": layers}
+    config = LlamaConfig(**shape, tie_word_embeddings=False)
+    with torch.device("meta"):
+        parameters = sum(weight.numel() for weight in LlamaForCausalLM(config).parameters())
+    free, _ = torch.cuda.mem_get_info()
+    if free < 5 * parameters:
+        pytest.skip(f"{free >> 30} GiB of the GPU are free, and {parameters:,} parameters need 5 bytes each")
+    with tempfile.TemporaryDirectory(dir=place_for(2 * parameters, tmp_path)) as folder:
+        write_graphs(dtype, shape, Path(folder))
+        write_random_weights(dtype, shape, Path(folder))
+        yield Artifact.open(folder, verify=False), config
+
+
+def place_for(size: int, tmp_path: Path) -> Path:
+    """A folder with room for so many bytes: in memory where there is some, since they are read once."""
+    for place, needed in ((Path("/dev/shm"), 2 * size), (tmp_path, size + (1 << 30))):
+        if place.is_dir() and shutil.disk_usage(place).free > needed:
+            return place
+    pytest.skip(f"{tmp_path} has no room for {size >> 30} GiB of weights")
 
 
 def test_logits_are_as_near_to_float32_as_those_of_transformers(shape: tuple[Artifact, LlamaConfig]) -> None:

@@ -7,6 +7,7 @@ import math
 import random
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -77,9 +78,8 @@ class Client(threading.Thread):
         assert stream.completions()[0].finish_reason in ("stop", "length")
 
 
-def test_ten_thousand_steps_lose_no_page_and_no_memory(
-    demo_artifact: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture(scope="module")
+def llm(demo_artifact: Path) -> Iterator[LLM]:
     specs = Artifact.open(demo_artifact, verify=False).manifest.layer_specs
     with LLM(
         demo_artifact,
@@ -89,23 +89,27 @@ def test_ten_thousand_steps_lose_no_page_and_no_memory(
         max_tokens_per_step=256,
         max_model_len=512,
         kv_cache_bytes=PAGES * page_bytes(specs, 16, ITEM_BYTES["float16"]),
-    ) as llm:
-        assert llm.model.attention.num_pages == PAGES
-        left_early, held = 0, []
-        for number, steps in enumerate(range(EARLY, STEPS + 1, EARLY)):
-            began = time.monotonic()
-            left_early += _load_until(llm, steps, number)
-            gc.collect()
-            held.append((torch.cuda.memory_allocated(), psutil.Process().memory_info().rss))
-            with capsys.disabled():
-                print(f"\n{llm.stats().steps:,} steps: {time.monotonic() - began:.1f} s", end="", flush=True)
-        stats = llm.stats()
-        assert stats.preemptions > 50
-        assert left_early > 50
-        assert "error" not in stats.ended
-        assert (stats.running, stats.waiting, stats.pages_used) == (0, 0, 0)
-        llm.model.attention.check()
-        assert llm.model.attention.free_pages == PAGES
+    ) as made:
+        assert made.model.attention.num_pages == PAGES
+        yield made
+
+
+def test_ten_thousand_steps_lose_no_page_and_no_memory(llm: LLM, capsys: pytest.CaptureFixture[str]) -> None:
+    left_early, held = 0, []
+    for number, steps in enumerate(range(EARLY, STEPS + 1, EARLY)):
+        began = time.monotonic()
+        left_early += _load_until(llm, steps, number)
+        gc.collect()
+        held.append((torch.cuda.memory_allocated(), psutil.Process().memory_info().rss))
+        with capsys.disabled():
+            print(f"\n{llm.stats().steps:,} steps: {time.monotonic() - began:.1f} s", end="", flush=True)
+    stats = llm.stats()
+    assert stats.preemptions > 50
+    assert left_early > 50
+    assert "error" not in stats.ended
+    assert (stats.running, stats.waiting, stats.pages_used) == (0, 0, 0)
+    llm.model.attention.check()
+    assert llm.model.attention.free_pages == PAGES
     early, late = held[0], held[-1]
     assert late[0] <= early[0]  # bytes of the device that tensors hold
     assert late[1] < early[1] + GROWTH

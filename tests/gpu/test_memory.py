@@ -58,6 +58,26 @@ def test_serving_takes_no_memory_from_the_device(demo_artifact: Path) -> None:
     assert after["allocated_bytes.all.current"] <= before["allocated_bytes.all.current"]
 
 
+def held() -> int:
+    """Bytes of the device that tensors of this process hold."""
+    gc.collect()
+    torch.cuda.synchronize()
+    torch._C._cuda_clearCublasWorkspaces()  # torch keeps one for each stream that products ran on
+    return torch.cuda.memory_allocated()
+
+
+def test_a_closed_model_leaves_nothing_on_the_device(demo_artifact: Path) -> None:
+    before = held()
+    llm = LLM(demo_artifact, "inductor", verify=False, max_sequences=8)
+    for temperature in (0.0, 1.0):
+        params = SamplingParams(temperature=temperature, max_tokens=8, ignore_eos=True)
+        llm.generate([[3, 5, 8]] * 5, params)
+    weights = (demo_artifact / "weights.safetensors").stat().st_size
+    assert held() > before + weights
+    llm.close()
+    assert held() == before
+
+
 @pytest.fixture
 def room() -> Iterator[None]:
     """What other tests have left is given back before, and limits are lifted behind."""

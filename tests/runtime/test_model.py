@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cleave import LLM
 from cleave.errors import AttentionError, EngineError
 from cleave.kvcache.server import AttentionServer
 from cleave.runtime import model as model_module
@@ -74,4 +76,21 @@ def test_a_model_that_is_whole_is_closed_once(artifact: Callable[[str], Path], c
     model = Model(artifact("one_layer"), ModelOptions("onnxruntime"))
     assert closed == []
     model.close()
+    assert sorted(closed) == ["AttentionServer", "GrammarCompiler", "OnnxRuntimeEngine"]
+
+
+def test_a_model_whose_thread_cannot_start_is_closed(
+    artifact: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, closed: list[str]
+) -> None:
+    """As where the system allows no more threads."""
+    start = threading.Thread.start
+
+    def refused(self: threading.Thread) -> None:
+        if self.name == "cleave-engine":
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        LLM(artifact("one_layer"), "onnxruntime")
     assert sorted(closed) == ["AttentionServer", "GrammarCompiler", "OnnxRuntimeEngine"]

@@ -97,13 +97,14 @@ def _rows(rows: int | None) -> str:
 
 
 def _device_fields(device: torch.device) -> dict[str, Value]:
-    """What code for a device depends on: on a CPU also the threads, whose number Inductor writes into it."""
+    """What code for a device depends on. Inductor writes a CPU's threads and a GPU's index into it."""
     if device.type == "cpu":
         vectors = torch.backends.cpu.get_cpu_capability()
         return {"device": processor(), "vectors": vectors, "threads": torch.get_num_threads()}
     major, minor = torch.cuda.get_device_capability(device)
     return {
         "device": torch.cuda.get_device_name(device),
+        "device_index": device.index,
         "compute_capability": f"{major}.{minor}",
         "cuda": str(torch.version.cuda),
         "triton": str(importlib.import_module("triton").__version__),

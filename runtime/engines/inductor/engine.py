@@ -24,6 +24,7 @@ from cleave.runtime.engines.inductor.layer_graphs import Cut, LayerGraphs, Value
 from cleave.runtime.engines.inductor.outputs import HostLogits, StepOutputs, first_rows
 from cleave.runtime.engines.inductor.weights import DeviceWeights
 from cleave.runtime.engines.no_attention import NoAttention
+from cleave.runtime.engines.release import release
 
 Tensor = torch.Tensor
 _Array = npt.NDArray[Any]
@@ -166,6 +167,7 @@ class InductorEngine:
                 graphs.clear()
         self._given.clear()
         self._weights.clear()
+        release(self, "_embedding", "_scale", "_inputs", "_outputs", "_host_logits")
 
     def _capture(self, layers: LayerGraphs) -> None:
         """Capture the pieces of steps of few rows, after a step that was launched kernel by kernel."""

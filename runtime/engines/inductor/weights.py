@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ class DeviceWeights:
         self._dtype = dtype
         self._device = device
         self._loaded: dict[tuple[str, ...], Tensor] = {}
+        self._copy: Callable[[Tensor, npt.NDArray[Any]], None]
         self._copy = _Staging(device) if device.type == "cuda" else _plain_copy
 
     @property
@@ -44,8 +45,9 @@ class DeviceWeights:
         return self._loaded[names]
 
     def clear(self) -> None:
-        """Give the memory back, once nobody else holds the tensors."""
+        """Give the memory back, once nobody else holds the tensors; nothing is loaded afterwards."""
         self._loaded.clear()
+        self._copy = _plain_copy
 
     def _load(self, parts: Sequence[npt.NDArray[Any]]) -> Tensor:
         rows = sum(len(part) for part in parts)

@@ -17,6 +17,7 @@ from cleave.plugins.tensorrt.host import Host, bound
 from cleave.runtime.engines.engine import Attention, DeviceOutput, EngineOptions, Observer
 from cleave.runtime.engines.inductor.graphs import DecodeGraphs
 from cleave.runtime.engines.inductor.weights import DeviceWeights
+from cleave.runtime.engines.release import release
 from cleave.runtime.engines.tensorrt import library
 from cleave.runtime.engines.tensorrt.builder import TensorRtBuilder
 from cleave.runtime.engines.tensorrt_rtx.device import check_device, compute_capability
@@ -84,6 +85,8 @@ class TensorRtEngine(ProfiledSteps):
         self._graphs.clear()
         self._plan.close()
         self._runtime = None
+        release(self, "_embedding", "_embeds", "_rows", "_logits", "_scratch")
+        self._release_steps()
 
     def _captured(self, number: int, key: Hashable, step: Callable[[], DeviceOutput]) -> DeviceOutput:
         return self._graphs.run(self._profiles.buckets[number], key, step)

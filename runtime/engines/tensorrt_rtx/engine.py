@@ -22,6 +22,7 @@ from cleave.kvcache.budget import mib
 from cleave.runtime.engines.engine import Attention, DeviceOutput, EngineOptions, Observer
 from cleave.runtime.engines.inductor.graphs import DecodeGraphs
 from cleave.runtime.engines.inductor.weights import DeviceWeights
+from cleave.runtime.engines.release import release
 from cleave.runtime.engines.tensorrt_rtx import architecture, library
 from cleave.runtime.engines.tensorrt_rtx.buffers import Buffers
 from cleave.runtime.engines.tensorrt_rtx.build import distinct
@@ -113,6 +114,8 @@ class TensorRtRtxEngine(ProfiledSteps):
         self._runtime = None
         self._addresses.clear()
         self._weights.clear()
+        release(self, "_embedding", "_scale", "_scratch", "_buffers")
+        self._release_steps()
 
     @contextlib.contextmanager
     def _plans_of(self, artifact: Artifact, options: EngineOptions) -> Iterator[Path]:

@@ -15,6 +15,7 @@ from cleave.runtime.engines.engine import Attention, DeviceOutput
 from cleave.runtime.engines.inductor.inputs import StepInputs, StepNumbers, check_rows
 from cleave.runtime.engines.inductor.outputs import HostLogits, StepOutputs, first_rows
 from cleave.runtime.engines.no_attention import NoAttention
+from cleave.runtime.engines.release import release
 from cleave.runtime.engines.tensorrt_rtx.profiles import Profiles
 
 Tensor = torch.Tensor
@@ -76,6 +77,10 @@ class ProfiledSteps(ABC):
         torch.cuda.synchronize(self._device)
         free, _ = torch.cuda.mem_get_info(self._device)
         return int(free)
+
+    def _release_steps(self) -> None:
+        """Let go of what every step uses; the engine is not used afterwards."""
+        release(self, "_inputs", "_outputs", "_host_logits")
 
     def _step(self, number: int, given: StepNumbers, attention: Attention) -> DeviceOutput:
         logits = self._forward(number, given.token_ids(), given.logit_rows, attention)

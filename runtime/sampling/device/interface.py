@@ -21,3 +21,6 @@ class TokenSampler(Protocol):
 
     def forget(self, sequence: int) -> None:
         """The sequence has ended, or its token was lost: what is kept of its tokens holds no more."""
+
+    def close(self) -> None:
+        """Give the memory back; nothing is sampled afterwards."""

@@ -13,6 +13,8 @@ Tensor = torch.Tensor
 _Array = npt.NDArray[Any]
 IN_FLIGHT = 4
 """Steps whose results may be on their way at once."""
+_ALIGNED = 2
+"""Numbers of eight bytes; Triton compiles a kernel once more for a tensor not aligned to sixteen bytes."""
 
 
 class Results:
@@ -20,13 +22,14 @@ class Results:
 
     def __init__(self, rows: int, device: torch.device) -> None:
         is_gpu = device.type == "cuda"
-        packed = torch.zeros(2, rows, dtype=torch.int64, device=device)
-        self.tokens, self.status = packed[0], packed[1]
+        width = -(-rows // _ALIGNED) * _ALIGNED
+        packed = torch.zeros(2, width, dtype=torch.int64, device=device)
+        self.tokens, self.status = packed[0, :rows], packed[1, :rows]
         """[rows] int64 on the device: the tokens, 0 for a row that failed; NOT_FINITE, NOTHING_LEFT or 0."""
         self.answers = torch.zeros(rows, ANSWER.value, dtype=torch.float64, device=device)
         """[rows, ANSWER] on the device: what `logprob_kernels` say of rows that have logprobs."""
         self._packed = packed
-        self._host = torch.zeros(2, rows, dtype=torch.int64, pin_memory=is_gpu)
+        self._host = torch.zeros(2, width, dtype=torch.int64, pin_memory=is_gpu)
         self._host_answers = torch.zeros(rows, ANSWER.value, dtype=torch.float64, pin_memory=is_gpu)
         self._arrived = torch.cuda.Event() if is_gpu else None  # type: ignore[no-untyped-call]
 

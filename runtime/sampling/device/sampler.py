@@ -85,6 +85,10 @@ class DeviceSampler:
         """
         self._slots.forget(sequence)
 
+    def close(self) -> None:
+        """Give the memory back; the sampler is not used afterwards."""
+        del self._buffers, self._slots, self._parameters, self._results
+
     def _planned(self, rows: Sequence[SampledRow]) -> _Plan:
         """What to launch, once the device has the rows' numbers; most steps follow from the one before."""
         edited = [index for index, row in enumerate(rows) if row.state is not None and _edits(row.state)]

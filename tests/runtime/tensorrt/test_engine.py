@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from alive import NewTensors
 from fake_tensorrt import Library
 
 from cleave.errors import AttentionError, CacheError, EngineError, MissingPackage
@@ -119,6 +120,15 @@ def test_logits_are_those_of_the_onnxruntime_engine(fake: Library, opened: Artif
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
     assert engine.batch_sizes == (1, 2, 4)
     engine.close()
+
+
+def test_a_closed_engine_holds_no_tensors(fake: Library, opened: Artifact) -> None:
+    since = NewTensors()
+    engine = create_engine("tensorrt", opened, options())
+    run_steps(engine, opened)
+    assert since.note() > 0
+    engine.close()
+    assert since.left() == []
 
 
 def test_it_is_built_once_and_found_again(fake: Library, opened: Artifact, tmp_path: Path) -> None:

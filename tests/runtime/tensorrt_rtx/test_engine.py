@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from alive import NewTensors
 from fake_graphs import FakeGraphs
 from fake_tensorrt_plans import write_plans
 from fake_tensorrt_rtx import Library
@@ -169,6 +170,17 @@ def test_the_logits_are_those_of_the_onnxruntime_engine(
         assert tokens == [sum(count for _, count in step) for step in STEPS]
     assert len(fake.state.runs) == len(tokens) * (layers + 1)
     assert {profile for _, profile, size in fake.state.runs if size > 6} == {len(LIMITS.buckets)}
+
+
+def test_a_closed_engine_holds_no_tensors(demo: Artifact, fake: Library, folder: Path) -> None:
+    attention = Attention(demo, fake)
+    since = NewTensors()
+    engine = TensorRtRtxEngine(demo, options(folder))
+    run_steps(engine, demo, attention)
+    assert since.note() > demo.tensors[demo.manifest.embedding].nbytes
+    fake.state.runs.clear()
+    engine.close()
+    assert since.left() == []
 
 
 def test_tokens_are_those_of_the_onnxruntime_engine(
