@@ -34,7 +34,7 @@ soak: setup  ## serve a crowd for SOAK_SECONDS and look at the memory
 
 GPU_WORKERS ?= 3
 
-gpu: setup  ## every test that needs an NVIDIA GPU, GPU_WORKERS files at a time
+gpu: setup  ## every test that needs an NVIDIA GPU, GPU_WORKERS files at a time; of less than 80 GB: GPU_WORKERS=1
 	$(BIN)/python scripts/gpu_tests.py --workers $(GPU_WORKERS)
 
 sanitize: setup  ## every Triton kernel under compute-sanitizer, on an NVIDIA GPU

@@ -44,9 +44,12 @@ def shape(
     config = LlamaConfig(**shape, tie_word_embeddings=False)
     with torch.device("meta"):
         parameters = sum(weight.numel() for weight in LlamaForCausalLM(config).parameters())
-    free, _ = torch.cuda.mem_get_info()
+    free, total = torch.cuda.mem_get_info()
+    needed = f"{parameters:,} parameters need 5 bytes each"
+    if total < 5 * parameters:
+        pytest.skip(f"the GPU has {total >> 30} GiB, and {needed}")
     if free < 5 * parameters:
-        pytest.skip(f"{free >> 30} GiB of the GPU are free, and {parameters:,} parameters need 5 bytes each")
+        pytest.fail(f"only {free >> 30} of {total >> 30} GiB of the GPU are free, and {needed}")
     with tempfile.TemporaryDirectory(dir=place_for(2 * parameters, tmp_path)) as folder:
         write_graphs(dtype, shape, Path(folder))
         write_random_weights(dtype, shape, Path(folder))
