@@ -1,7 +1,7 @@
 """Run every test that needs an NVIDIA GPU, some files side by side, and give one verdict.
 
 Each file is one pytest process; all of them share the GPU, and one engine cache, so that an engine which
-several files need is built once. Exit code 0: every test passed, or says why it was skipped.
+several files need is built once. Exit code 0: tests passed, and every other one says why it was skipped.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,6 +20,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
+
+from refusal import refuse, require_gpu
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST = (
@@ -41,7 +45,7 @@ ELSEWHERE = (
 """Where kernels are tested by the same tests as in Triton's interpreter."""
 SLOWEST = 8
 _NO_TESTS = 5
-"""What pytest ends with where a whole file is skipped."""
+"""What pytest ends with where a whole file is skipped, or none of its tests is asked for."""
 END = 10
 """Seconds that a file has to end in after it was interrupted."""
 
@@ -87,23 +91,33 @@ class File:
         """Whether all of it ran to its end, and nothing failed; a file may be skipped whole."""
         if self.process is None or self.was_interrupted or self.counts["failure"] or self.counts["error"]:
             return False
-        return self.process.returncode == 0 or (
-            self.process.returncode == _NO_TESTS and self.counts.keys() == {"skipped"}
-        )
+        return self.process.returncode in (0, _NO_TESTS)
 
-    def end(self, number: int) -> None:
-        """Send a signal to all of its processes."""
-        self.was_interrupted = True
+    def interrupt(self) -> None:
+        """Ask pytest to end, which then says where it was."""
         if self.process is not None and self.process.poll() is None:
+            self.was_interrupted = True
+            self._signal(signal.SIGINT)
+
+    def kill(self) -> None:
+        """End all of its processes, also those that pytest has left behind."""
+        if self.process is not None:
+            self._signal(signal.SIGKILL)
+            self.process.wait()
+
+    def _signal(self, number: int) -> None:
+        if self.process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
 
     def read(self) -> None:
-        """Count what the report says, where there is one."""
+        """Count what the report says, where there is a whole one."""
         self.seconds = time.monotonic() - self.began
-        if not self.report.is_file():
+        try:
+            told = ElementTree.parse(self.report).getroot()
+        except (FileNotFoundError, ElementTree.ParseError):  # pytest died, perhaps while it wrote
             return
-        for case in ElementTree.parse(self.report).getroot().iter("testcase"):
+        for case in told.iter("testcase"):
             found = {child.tag: child for child in case}
             state = next((tag for tag in ("failure", "error", "skipped") if tag in found), "passed")
             self.counts[state] += 1
@@ -115,7 +129,8 @@ class File:
         """Its verdict."""
         counted = ", ".join(f"{count} {state}" for state, count in sorted(self.counts.items()))
         state = "ok" if self.has_passed else "interrupted" if self.was_interrupted else "FAILED"
-        return f"{state:11} {self.seconds:5.0f} s  {self.path}  {counted or 'no report'}"
+        none = "no tests" if self.has_passed else "no report"
+        return f"{state:11} {self.seconds:5.0f} s  {self.path}  {counted or none}"
 
 
 def run(
@@ -134,6 +149,7 @@ def run(
                 interrupt(running)
             for file in [one for one in running if one.process is None or one.process.poll() is not None]:
                 running.remove(file)
+                file.kill()
                 file.read()
                 print(file.line(), flush=True)
             time.sleep(0.1)
@@ -145,18 +161,20 @@ def run(
 def interrupt(files: list[File]) -> None:
     """End what runs: pytest says where it was, and what does not end then is killed."""
     for file in files:
-        file.end(signal.SIGINT)
+        file.interrupt()
     ends = time.monotonic() + END
     for file in files:
         if file.process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 file.process.wait(max(0.1, ends - time.monotonic()))
-            file.end(signal.SIGKILL)
-            file.process.wait()
+            file.kill()
 
 
 def report(files: list[File], seconds: float) -> bool:
-    """Print what failed, what was skipped and why, and what took longest; whether all is well."""
+    """Print what failed, what was skipped and why, and what took longest; whether all is well.
+
+    It is not where nothing was tested.
+    """
     failed = [file for file in files if not file.has_passed]
     for file in failed:
         if file.log.is_file():
@@ -172,8 +190,11 @@ def report(files: list[File], seconds: float) -> bool:
     )
     if failed:
         told += "; not well: " + ", ".join(file.path for file in failed)
-    print(f"{'FAILED' if failed else 'passed'} in {seconds:.0f} s: {told}")
-    return not failed
+    elif not counts["passed"]:
+        told += "; nothing was tested"
+    is_well = not failed and counts["passed"] > 0
+    print(f"{'passed' if is_well else 'FAILED'} in {seconds:.0f} s: {told}")
+    return is_well
 
 
 def reason(skipped: ElementTree.Element) -> str:
@@ -195,12 +216,17 @@ def named() -> Iterator[str]:
     yield from (file for file in (*ELSEWHERE, *found) if file not in LONGEST)
 
 
+def terminate(number: int, frame: FrameType | None) -> None:
+    """End as after an interrupt: the tests are in process groups of their own, and would go on."""
+    sys.exit(128 + number)
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("files", nargs="*", help="Files of tests, or what else pytest takes. Default: all.")
+    parser.add_argument("files", nargs="*", help="Files of tests. Default: all.")
     parser.add_argument("--workers", type=int, default=3, help="Files that run side by side. Default: 3.")
     parser.add_argument(
         "--seconds",
@@ -211,24 +237,28 @@ def main() -> None:
     parser.add_argument(
         "--keep", type=Path, help="A new folder for logs and reports. Default: none are kept."
     )
-    asked, options = parser.parse_known_args()
-    import torch
-
-    if not torch.cuda.is_available():
-        sys.exit(f"error: torch {torch.__version__} sees no NVIDIA GPU, which these tests need")
+    parser.add_argument(
+        "--pytest", default="", help='More options of pytest, such as --pytest="-k float16 -x".'
+    )
+    asked = parser.parse_args()
+    require_gpu()
+    if asked.keep is not None and asked.keep.exists():
+        refuse(f"--keep: {asked.keep} exists; name a new folder")
+    signal.signal(signal.SIGTERM, terminate)
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
-        folder = asked.keep or Path(
-            stack.enter_context(tempfile.TemporaryDirectory(prefix="cleave-gpu-tests-"))
-        )
-        folder.mkdir(parents=True, exist_ok=True)
+        if asked.keep is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cleave-gpu-tests-")))
+        else:
+            folder = asked.keep.resolve()
+            folder.mkdir(parents=True)
         environment = os.environ | {"CLEAVE_TESTS_CACHE": str(folder / "engines"), "PYTHONUNBUFFERED": "1"}
         files = [
             File(path, folder / f"{number:02}-{Path(path).stem}")
             for number, path in enumerate(asked.files or named())
         ]
         try:
-            run(files, asked.workers, asked.seconds, environment, options)
+            run(files, asked.workers, asked.seconds, environment, shlex.split(asked.pytest))
         except KeyboardInterrupt:
             sys.exit(130)
         is_well = report(files, time.monotonic() - began)
