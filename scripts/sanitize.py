@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from refusal import refuse, require_gpu
+
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ("memcheck", "racecheck", "initcheck")
 TESTS = {
@@ -56,10 +58,10 @@ def inside() -> int:
 
     launched: set[str] = set()
 
-    def listen(*, src: Any, **told: Any) -> None:
-        launched.add(getattr(getattr(src, "fn", None), "__name__", ""))
+    def listen(launch: Any) -> None:
+        launched.add(launch.get()["name"])
 
-    knobs.compilation.listener = listen
+    knobs.runtime.launch_enter_hook.add(listen)
     words = " or ".join(f"({one})" for one in TESTS.values())
     code = pytest.main(["-v", "-x", "--tb=short", "-p", "no:cacheprovider", *TESTS, "-k", words])
     if code:
@@ -96,7 +98,7 @@ def verdict(tool: str, code: int | None, log: Path, seconds: float) -> bool:
         told = "NOT AT ITS END"
     elif in_own:
         told = f"{len(in_own)} PLACES IN OWN KERNELS"
-    elif ALL_LAUNCHED not in lines:
+    elif code not in (0, FOUND) or ALL_LAUNCHED not in lines:
         told = f"FAILED with exit code {code}"
     else:
         told = "clean" if code == 0 else "clean but for kernels of others"
@@ -137,9 +139,8 @@ def main() -> None:
         sys.exit(inside())
     sanitizer = shutil.which("compute-sanitizer", path=f"{os.environ['PATH']}:/usr/local/cuda/bin")
     if sanitizer is None:
-        sys.exit(
-            "error: there is no compute-sanitizer; it is part of the CUDA toolkit: put its bin on the PATH"
-        )
+        refuse("there is no compute-sanitizer; it is part of the CUDA toolkit: put its bin on the PATH")
+    require_gpu()
     # Every tensor gets memory of its own, so that its end is the end of what may be read.
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONUNBUFFERED": "1"}
     began = time.monotonic()

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
-import subprocess
 import sys
+import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "scripts" / "sanitize.py"
-LAUNCHED = "all kernels were launched, and all tests passed"
 SAID = {
-    "memcheck": f"{LAUNCHED}\n========= ERROR SUMMARY: 0 errors",
-    "racecheck": f"""{LAUNCHED}
+    "memcheck": "ALL_LAUNCHED\n========= ERROR SUMMARY: 0 errors",
+    "racecheck": """ALL_LAUNCHED
 ========= Error: Race reported between Write access at matrix_kernel+0x5c0 in small_kernel.py:210
 =========     and Read access at matrix_kernel+0x670 in small_kernel.py:211 [12 hazards]
 ========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)""",
-    "others": f"""{LAUNCHED}
+    "others": """ALL_LAUNCHED
 ========= Uninitialized __global__ memory read of size 4 bytes
 =========     at void at::native::unrolled_elementwise_kernel<...>+0x120
 ========= ERROR SUMMARY: 1 error""",
@@ -29,20 +27,23 @@ SAID = {
 }
 STAND_IN = """#!/bin/sh
 [ "$1" = --help ] && exit
-[ "$2" = initcheck ] && [ -n "$SLEEPS" ] && exec sleep 60
+[ -e "$SAID/sleeps" ] && : > "$SAID/began" && exec sleep 600
 cat "$SAID/$2"
 exit $(cat "$SAID/$2.code")
 """
 
 
 @pytest.fixture
-def sanitize() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("sanitize", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def sanitize(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    return importlib.import_module("sanitize")
+
+
+def exit_code(sanitize: ModuleType) -> object:
+    """Of the command."""
+    with pytest.raises(SystemExit) as ended:
+        sanitize.main()
+    return ended.value.code
 
 
 def test_it_knows_every_kernel(sanitize: ModuleType) -> None:
@@ -77,34 +78,60 @@ def test_it_knows_every_kernel(sanitize: ModuleType) -> None:
         ({"initcheck": ("others", 86)}, 0, ("initcheck: clean but for kernels of others",)),
         ({"memcheck": ("fails", 1)}, 1, ("memcheck: FAILED with exit code 1", "test_small.py::test_a")),
         ({"memcheck": ("fails", 86)}, 1, ("memcheck: FAILED with exit code 86",)),
-        ({"initcheck": ("memcheck", 0), "SLEEPS": ("", 0)}, 1, ("initcheck: NOT AT ITS END, after",)),
+        ({"memcheck": ("others", 139)}, 1, ("memcheck: FAILED with exit code 139",)),
+        ({"initcheck": ("sleeps", 0)}, 1, ("initcheck: NOT AT ITS END, after",)),
     ],
-    ids=["clean", "race", "others", "fails", "fails and found", "late"],
+    ids=["clean", "race", "others", "fails", "fails and found", "crashes", "late"],
 )
 def test_its_verdict_is_that_of_the_tools(
-    tmp_path: Path, said: dict[str, tuple[str, int]], code: int, words: tuple[str, ...]
+    sanitize: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    said: dict[str, tuple[str, int]],
+    code: int,
+    words: tuple[str, ...],
 ) -> None:
-    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SAID": str(tmp_path)}
-    if said.pop("SLEEPS", None) is not None:
-        environment["SLEEPS"] = "1"
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SAID", str(tmp_path))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    clock = SimpleNamespace(monotonic=lambda: 100.0 * (tmp_path / "began").exists(), sleep=time.sleep)
+    monkeypatch.setattr(sanitize, "time", clock)
     for tool, (which, ends_with) in said.items():
-        (tmp_path / tool).write_text(SAID[which] + "\n")
+        if which == "sleeps":
+            (tmp_path / "sleeps").touch()
+        else:
+            (tmp_path / tool).write_text(SAID[which].replace("ALL_LAUNCHED", sanitize.ALL_LAUNCHED) + "\n")
         (tmp_path / f"{tool}.code").write_text(str(ends_with))
     stand_in = tmp_path / "compute-sanitizer"
     stand_in.write_text(STAND_IN)
     stand_in.chmod(0o755)
-    command = [sys.executable, str(SCRIPT), "--seconds", "3", *(f"--tool={tool}" for tool in said)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == code, done.stdout + done.stderr
+    monkeypatch.setattr(sys, "argv", ["sanitize.py", "--seconds=60", *(f"--tool={tool}" for tool in said)])
+    ended = exit_code(sanitize)
+    printed = capsys.readouterr().out
+    assert ended == code, printed
     for word in words:
-        assert word in done.stdout
+        assert word in printed
 
 
-def test_without_compute_sanitizer_it_says_where_it_is(tmp_path: Path) -> None:
-    if Path("/usr/local/cuda/bin/compute-sanitizer").exists():
-        pytest.skip("there is a CUDA toolkit on this machine")
-    environment = os.environ | {"PATH": str(tmp_path)}
-    command = [sys.executable, str(SCRIPT)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "part of the CUDA toolkit" in done.stderr
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [(None, "it is part of the CUDA toolkit"), ("/bin/true", "install a CUDA build of torch")],
+    ids=["compute-sanitizer", "a GPU"],
+)
+def test_what_is_missing_is_one_sentence(
+    sanitize: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    found: str | None,
+    words: str,
+) -> None:
+    monkeypatch.setattr(sanitize.shutil, "which", lambda name, path: found)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(sys, "argv", ["sanitize.py"])
+    assert exit_code(sanitize) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert words in said

@@ -1,14 +1,16 @@
 """Attention steps whose kernels go to a driver that only writes down what it is told to launch.
 
 Each launch is made twice, by the backend and by Triton's own way, which looks at every argument; what the
-driver is told has to be the same. Prints how many launches there were, and how many of the backend's had to
-ask Triton. For a process that is started without Triton's interpreter.
+driver is told has to be the same. Prints how many launches there were, how many of the backend's had to
+ask Triton, and how many of each kernel a hook heard of. For a process that is started without Triton's
+interpreter.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +31,7 @@ STEPS = ((5, 1, 0), (1, 9, 0), (3, 4, 0), (0, 1, 2), (1, 1, 1), (1, 1, 1))
 
 
 _METADATA = 6
-"""Place of what is new for every launch: what Triton tells profilers of it."""
+"""Place of what is new for every launch: what Triton tells profilers of it. Their hook comes next."""
 
 
 class Launches:
@@ -54,6 +56,7 @@ class Launches:
         """What Triton calls to launch one kernel."""
 
         def launch(*given: Any) -> None:
+            given[_METADATA + 1](given[_METADATA])  # as the compiled launcher does
             told = [*given[:_METADATA], *given[_METADATA + 1 :]]
             self.told.append([one.data_ptr() if isinstance(one, torch.Tensor) else one for one in told])
 
@@ -82,6 +85,8 @@ def main() -> None:
     from cleave.kvcache.backends.triton_kernel import Kernel
 
     launches = Launches()
+    heard: Counter[str] = Counter()
+    triton.knobs.runtime.launch_enter_hook.add(lambda launch: heard.update([launch.get()["name"]]))
     driver = triton.runtime.driver.active
     driver.utils = launches
     driver.launcher_cls = launches.launcher_cls
@@ -120,7 +125,7 @@ def main() -> None:
             for one, _ in chunks:
                 lengths[one] = server.length(one)
         asked.append(launches.asked)
-    print(json.dumps({"launches": len(launches.told) // 2, "asked": asked}))
+    print(json.dumps({"launches": len(launches.told) // 2, "asked": asked, "heard": heard}))
 
 
 if __name__ == "__main__":
