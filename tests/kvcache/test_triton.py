@@ -98,8 +98,9 @@ def test_rows_past_the_step_are_zero_and_store_nothing() -> None:
 
 
 def test_rows_past_a_mixed_step_are_zero_and_store_nothing() -> None:
-    decoding = Decoding((40, 5), SPEC)
+    decoding = Decoding((40, 5, 17), SPEC)
     assert decoding.server.takes_padding
+    before = decoding.step([2, 0, 1])
     rows = torch.cat((decoding.rows([0]), decoding.random(6, 7)))
     outs = []
     for spare in (0, 9):
@@ -108,6 +109,7 @@ def test_rows_past_a_mixed_step_are_zero_and_store_nothing() -> None:
         decoding.server.rollback()
     assert torch.equal(outs[1][:7], outs[0])
     assert not outs[1][7:].any()
+    assert torch.equal(decoding.step([2, 0, 1]), before)
 
 
 def test_a_long_history_is_split_and_summed() -> None:
