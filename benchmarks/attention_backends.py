@@ -23,9 +23,7 @@ from functools import partial
 from typing import Any
 from unittest import mock
 
-import flashinfer
 import torch
-import triton
 from attention_points import (
     RESIDENT,
     SHAPES,
@@ -38,14 +36,14 @@ from attention_points import (
     tensors,
     torch_seconds,
 )
-from flashinfer_decode import FlashInferDecode
+from needs import require, require_gpu
 from record import save
 from rich.console import Console
 from torch.nn.attention import SDPBackend
 
-from cleave.kvcache.backends import flashinfer_chunks
 from cleave.kvcache.step import StepPlan
 
+PIN = "flashinfer-python==0.5.3"
 KERNELS = ("fa3", "fa2")
 TURNS = 3
 TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 4e-2}
@@ -94,7 +92,13 @@ def attention_of(name: str, kind: Kind, layers: int) -> Any:
     if name == "triton":
         return backend(kind.point, layers)
     if name == "flashinfer":
+        from flashinfer_decode import FlashInferDecode
+
         return FlashInferDecode(kind.point, layers)
+    import flashinfer
+
+    from cleave.kvcache.backends import flashinfer_chunks
+
     wrapper = partial(flashinfer.BatchPrefillWithPagedKVCacheWrapper, backend=name)
     with mock.patch.object(flashinfer_chunks, "BatchPrefillWithPagedKVCacheWrapper", wrapper):
         return backend(kind.point, layers, name="flashinfer")
@@ -187,11 +191,22 @@ def main() -> None:
     """Measure, print the table, write results/NAME.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--name", default="attention_backends")
-    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=KERNELS)
+    parser.add_argument(
+        "--kernels",
+        nargs="+",
+        choices=KERNELS,
+        default=KERNELS,
+        help="FlashInfer's for chunks; default: both. fa3 needs Hopper: elsewhere give --kernels fa2",
+    )
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=tuple(SHAPES))
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=tuple(STEPS))
     parser.add_argument("--compile", action="store_true", help="compile FlashInfer's kernels, and end")
     arguments = parser.parse_args()
+    require("flashinfer-python", PIN)
+    require_gpu()
+    import flashinfer
+    import triton
+
     if arguments.compile:
         compile_all(arguments.kernels, arguments.shapes)
         return

@@ -24,6 +24,7 @@ import torch
 from gpu_model import GpuModel
 from gpu_shapes import ENGINES, GPU_SHAPES
 from gpu_sizes import Sizes
+from needs import require_gpu
 from record import save
 from rich.console import Console
 from rich.table import Table
@@ -235,9 +236,7 @@ def main() -> None:
     parser.add_argument("--deterministic", action="store_true", help="what that option costs; no starts")
     parser.add_argument("--kernels", action="store_true", help="only the kernels of a decode step")
     given = parser.parse_args()
-    if not torch.cuda.is_available():
-        sys.stderr.write("error: torch sees no GPU; this benchmark is for one\n")
-        sys.exit(2)
+    require_gpu()
     gpu = torch.cuda.get_device_name().split()[-1].lower()
     given.folder.mkdir(parents=True, exist_ok=True)
     console = Console()

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from gpu_shapes import ENGINES
+from needs import require_gpu
 from random_artifact import write_graphs, write_random_weights
 from record import save
 from rich.console import Console
@@ -147,6 +148,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "cleave-shapes")
     parser.add_argument("--suffix", default="h200", help="of the result's name")
     given = parser.parse_args()
+    require_gpu()
     bench = load(given.folder / "narrow")
     measure(bench)  # what a first step of its size has to load
     figures = {"gpu": torch.cuda.get_device_name(), "layers": LAYERS, "steps": measure(bench)}

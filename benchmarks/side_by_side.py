@@ -12,7 +12,6 @@ measured, with as many threads.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import statistics
 import sys
 import time
@@ -45,15 +44,6 @@ _SETTLE = 0.3
 """Seconds after which no library's threads spin any more."""
 _FIRST_TOKENS = (3, 4.0)
 """A prefill is timed so often, or until so many seconds have gone."""
-
-
-def require(package: str, pin: str) -> None:
-    """End with one sentence where the peer is not installed."""
-    try:
-        importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        sys.stderr.write(f"error: {package} is not installed; the one that was compared: pip install {pin}\n")
-        sys.exit(2)
 
 
 def parser(description: str | None, *, peer: str, ours: str) -> argparse.ArgumentParser:

@@ -29,6 +29,7 @@ from typing import Any
 
 import report_gpu
 from gpu_shapes import GPU_SHAPES
+from needs import require_gpu
 from record import save
 from rich.console import Console
 from rich.table import Table
@@ -211,11 +212,9 @@ def main() -> None:
         artifact, cache, began = given.child
         print(json.dumps(child(Path(artifact), Path(cache), float(began))))
         return
+    require_gpu()
     import torch
 
-    if not torch.cuda.is_available():
-        sys.stderr.write("error: torch sees no GPU; this measures on a GPU only\n")
-        sys.exit(2)
     console = Console(width=160)
     codes: dict[str, Path | None] = {"": None} | ({} if given.code is None else {"before: ": given.code})
     found: dict[str, dict[str, Any]] = {}

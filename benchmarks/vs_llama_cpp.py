@@ -14,7 +14,8 @@ import ctypes
 from typing import Any
 
 from contenders import Prompts, Weights
-from side_by_side import main, parser, require
+from needs import require
+from side_by_side import main, parser
 from workshop import Workshop
 
 PIN = "llama-cpp-python==0.3.36 gguf==0.19.0"

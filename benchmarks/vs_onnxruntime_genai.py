@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 from contenders import Prompts, Weights
-from side_by_side import main, parser, require
+from needs import require
+from side_by_side import main, parser
 from workshop import Workshop
 
 PIN = "onnxruntime-genai==0.18.0"

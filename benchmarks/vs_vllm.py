@@ -4,7 +4,9 @@ Each side loads the shape in a process of its own and generates through its publ
 `LLM.generate`, greedily, end-of-sequence tokens ignored, the prefix cache off. By batch: the time of one
 token after prompts of 512 (prefill), and of 64 more (decode); then 400 requests at once with prompts of
 64 to 1024 tokens and outputs of 64 to 512. vLLM does not detokenise, Cleave does. A start is that of the
-`LLM`, weights in the page cache; Cleave starts twice, the second time with what the first one compiled.
+`LLM`, weights in the page cache. Each side begins with nothing compiled: its own cache is empty, and so are
+those of Triton and of Inductor, new folders for each; Cleave starts twice, the second time with what the
+first start compiled.
 
 The limit of decode is the bytes of weights and KV over the bandwidth of a copy, that of prefill the
 operations over the rate of a large product, both measured first, in the same run.
@@ -28,10 +30,10 @@ from typing import Any, Protocol
 import numpy as np
 from gpu_shapes import ENGINES, GPU_SHAPES
 from gpu_sizes import Sizes
+from needs import require, require_gpu
 from record import save
 from rich.console import Console
 from rich.table import Table
-from side_by_side import require
 
 from cleave.export.artifact import Artifact
 
@@ -270,6 +272,20 @@ def part(given: argparse.Namespace) -> Any:
     return measure(sides[given.only], config["vocab_size"], [int(batch) for batch in given.batch.split(",")])
 
 
+def in_process(name: str, given: argparse.Namespace, folder: Path, caches: Path) -> Any:
+    """A part, in a process of its own; `caches` has the folders of what was compiled in this run."""
+    command = [sys.executable, __file__, "--shape", given.shape, "--folder", str(folder)]
+    command += ["--batch", given.batch, "--only", name]
+    own = caches / ("cleave" if name == "warm_start" else name)
+    environment = os.environ | {
+        "TRITON_CACHE_DIR": str(own / "triton"),
+        "TORCHINDUCTOR_CACHE_DIR": str(own / "inductor"),
+        "VLLM_CACHE_ROOT": str(own / "vllm"),
+    }
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def main() -> None:
     """Both sides, each in a process of its own."""
     given = options()
@@ -278,23 +294,18 @@ def main() -> None:
         return
     if not given.without_vllm:
         require("vllm", PIN)
+    require_gpu()
     import torch
     from random_artifact import random_artifact  # imports transformers, which no side needs
 
-    if not torch.cuda.is_available():
-        sys.stderr.write("error: torch sees no GPU; this compares on a GPU only\n")
-        sys.exit(2)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = given.folder or Path(temporary)
+        folder = given.folder or Path(temporary, "weights")
         artifact = random_artifact(given.shape, folder / given.shape)
         shutil.rmtree(artifact / ENGINES, ignore_errors=True)
         os.sync()  # else what a start writes waits for the weights
 
         def measured(name: str) -> Any:
-            command = [sys.executable, __file__, "--shape", given.shape, "--folder", str(folder)]
-            command += ["--batch", given.batch, "--only", name]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            return json.loads(done.stdout.splitlines()[-1])
+            return in_process(name, given, folder, Path(temporary))
 
         figures: dict[str, Any] = {
             "benchmark": "vs_vllm",

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from command import process
 from tokenizers import Tokenizer
 
@@ -23,6 +24,7 @@ PEERS = {
     "vs_llama_cpp": ("llama-cpp-python", "pip install 'llama-cpp-python==0.3.36' 'gguf==0.19.0'"),
     "vs_onnxruntime_genai": ("onnxruntime-genai", "pip install onnxruntime-genai==0.18.0"),
     "vs_vllm": ("vllm", "pip install vllm==0.20.2"),
+    "attention_backends": ("flashinfer-python", "pip install flashinfer-python==0.5.3"),
 }
 
 
@@ -50,6 +52,49 @@ def test_a_missing_peer_is_one_sentence_with_its_pinned_install_line() -> None:
         _, said = started[name].communicate()
         assert said == f"error: {package} is not installed; the one that was compared: {line}\n"
         assert started[name].returncode == 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without an NVIDIA GPU")
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("launch_gpu", []), ("gpu_engine", []), ("start_up_gpu", []), ("vs_vllm", ["--without_vllm"])],
+)
+def test_without_a_gpu_it_is_one_sentence_and_nothing_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    arguments: list[str],
+) -> None:
+    script = scripts(monkeypatch, name)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments, "--folder", str(tmp_path / "weights")])
+    with pytest.raises(SystemExit) as ended:
+        script.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: torch sees no GPU; this measures on a GPU only\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cold_start_finds_nothing_that_was_compiled_before(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    vs_vllm = scripts(monkeypatch, "vs_vllm")
+    monkeypatch.setenv("TRITON_CACHE_DIR", "that of the user")
+    caches: dict[str, list[Path]] = {}
+
+    def run(command: list[str], *, env: dict[str, str], **options: Any) -> Any:
+        names = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "VLLM_CACHE_ROOT")
+        caches[command[-1]] = [Path(env[name]) for name in names]
+        return argparse.Namespace(stdout="what the side prints\n1.5\n")
+
+    monkeypatch.setattr(vs_vllm, "subprocess", argparse.Namespace(run=run, PIPE=None))
+    given = argparse.Namespace(shape="llama-2-7b", batch="1")
+    for part in ("vllm", "cleave", "warm_start"):
+        assert vs_vllm.in_process(part, given, tmp_path / "weights", tmp_path) == 1.5
+    assert caches["warm_start"] == caches["cleave"]
+    folders = caches["vllm"] + caches["cleave"]
+    assert len(set(folders)) == 6
+    assert all(tmp_path in folder.parents for folder in folders)
 
 
 def _installed(package: str) -> bool:
