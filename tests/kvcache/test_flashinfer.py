@@ -11,7 +11,7 @@ import fake_flashinfer
 import numpy as np
 import pytest
 import torch
-from attention_cases import GPU, Case, cases, check_halves
+from attention_cases import GPU, LONGEST, Case, cases, check_halves
 from decoding import Decoding
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
@@ -69,7 +69,7 @@ def fitted_spec(spec: AttentionSpec) -> AttentionSpec:
     suppress_health_check=[HealthCheck.too_slow],
     phases=[Phase.explicit] if GPU == "cuda" else list(Phase),
 )
-@given(case=cases().map(fitted), dtype=st.sampled_from(["float16", "bfloat16"]))
+@given(case=cases(LONGEST).map(fitted), dtype=st.sampled_from(["float16", "bfloat16"]))
 @example(case=MIXED, dtype="float16")
 def test_a_mixed_batch_is_attention_over_each_whole_sequence(case: Case, dtype: str) -> None:
     check_halves(case, dtype, backend="flashinfer")

@@ -43,11 +43,14 @@ def search() -> LikeliestSearch:
     return LikeliestSearch(9, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-@pytest.mark.parametrize("programs", [1, 6, 500])
-@pytest.mark.parametrize(("rows", "vocab"), [(1, 5000), (2, 1024), (7, 2049), (9, 300)])
+@pytest.mark.parametrize(
+    ("rows", "vocab", "programs"),
+    [(1, 5000, 1), (1, 5000, 3), (1, 5000, 500), (2, 1024, 6), (7, 2049, 6), (7, 2049, 500), (9, 300, 500)],
+)
 def test_the_search_finds_what_torch_finds(
-    search: LikeliestSearch, programs: int, rows: int, vocab: int, monkeypatch: pytest.MonkeyPatch
+    search: LikeliestSearch, rows: int, vocab: int, programs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With one program a row where there are fewer than rows or the row is one block, else with several."""
     monkeypatch.setattr(search, "_programs", programs)
     device = search._arrived.device
     generator = torch.Generator().manual_seed(rows * vocab)
