@@ -22,12 +22,13 @@ class _ProcessPool:
 
 
 def physical_cores() -> int:
-    """Threads that a computation gets by default: as many as there are cores that this process may use."""
+    """Threads that a computation gets by default: the machine's cores, or the processors that this process
+    may run on where those are fewer."""
     return min(psutil.cpu_count(logical=False) or 1, processors())
 
 
 def processors() -> int:
-    """Those that this process may run on: of a machine's, what a container leaves. Hyperthreads count."""
+    """Those that this process may run on, hyperthreads counted. A quota of their time is not seen here."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

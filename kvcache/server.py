@@ -243,7 +243,8 @@ class _NoBackend:
         raise AttentionError("the attention server was shut down; make another one")
 
     def run(self, layer: int, q: Any, k: Any, v: Any, out: Any) -> None:
-        """Not reached: no step can be planned."""
+        """Raises AttentionError: the step that was planned is lost."""
+        raise AttentionError("the attention server was shut down in the middle of a step; make another one")
 
     def close(self) -> None:
         """Nothing is left to give back."""

@@ -57,6 +57,7 @@ class EngineThread:
         self._generations: dict[str, Generation] = {}
         self._closing = False
         self._failure: str | None = None
+        self._then: Callable[[], None] | None = None
         self._thread = threading.Thread(target=self._main, name="cleave-engine", daemon=True)
         self._thread.start()
 
@@ -126,14 +127,22 @@ class EngineThread:
         with self._work:
             return self._work.wait_for(lambda: not self._generations, timeout)
 
-    def close(self) -> None:
-        """End the step under way, call everything off, and end the thread."""
+    def close(self, then: Callable[[], None] | None = None) -> None:
+        """End the step under way, call everything off, end the thread, and call `then`.
+
+        This thread itself may be who asks: an observer, or the garbage collector that finds an abandoned
+        model. Then it goes on to the end of its step, and `then` is the last that it calls.
+        """
+        is_asking = threading.current_thread() is self._thread
         with self._work:
             self._closing = True
+            if is_asking:
+                self._then = then
             self._work.notify_all()
-        # The garbage collector may find an abandoned model while this very thread runs.
-        if threading.current_thread() is not self._thread:
+        if not is_asking:
             self._thread.join()
+            if then is not None:
+                then()
 
     def _check_open(self) -> None:
         if self._failure is not None:
@@ -157,6 +166,8 @@ class EngineThread:
             with self._work:
                 self._failure = f"{type(error).__name__}: {reason(error)}"
             self._end_all("error", self._failure)
+        if self._then is not None:
+            self._then()
 
     def _turn(self) -> bool:
         """Carry out what was asked for and start one step; False where the thread is to end."""

@@ -85,5 +85,4 @@ class Loaded:
 
 def _shut_down(engine_thread: EngineThread, model: Model) -> None:
     """End the thread, then what it uses."""
-    engine_thread.close()
-    model.close()
+    engine_thread.close(then=model.close)

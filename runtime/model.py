@@ -207,12 +207,13 @@ class Model:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def close(self) -> None:
-        """Give back memory and threads."""
-        self.engine.close()
-        if self.device_tokens is not None:
-            self.device_tokens.close()
-        self.attention.shutdown()
-        self.grammars.close()
+        """Give back memory and threads; each, also where another one fails."""
+        with ExitStack() as last_to_first:
+            last_to_first.callback(self.grammars.close)
+            last_to_first.callback(self.attention.shutdown)
+            if self.device_tokens is not None:
+                last_to_first.callback(self.device_tokens.close)
+            last_to_first.callback(self.engine.close)
 
     def _bounded_length(self, context: int) -> int:
         asked = self.options.max_model_len

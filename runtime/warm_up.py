@@ -16,7 +16,8 @@ _FIRST = -1
 def warm_up(engine: DeviceEngine, attention: AttentionServer, max_sequences: int) -> None:
     """Run a prefill step and a decode step of every batch size, and undo them.
 
-    The largest batch comes first, since smaller ones then fit into its memory. A size that there are not
+    Behind the prefill step an engine may capture more, for later ones. Of decode steps the largest batch
+    comes first, since smaller ones then fit into its memory. A size that there are not
     pages enough for, or that is more than `max_sequences`, is run with as many sequences as there may be;
     only sizes that no step is padded to, since a smaller one holds all of those, are left out.
     """

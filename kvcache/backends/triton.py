@@ -155,7 +155,7 @@ class TritonBackend:
     def close(self) -> None:
         """Give the pages back."""
         self._layers, self._step = [], None
-        del self._chunks
+        vars(self).pop("_chunks", None)  # they hold the layers too
 
     def _divide(self) -> tuple[list[Kind], list[int], list[Tuning]]:
         """The kinds, the kind of each layer, and its block sizes."""

@@ -131,7 +131,7 @@ class EngineOptions:
     max_sequences: int = 64
     """Most tokens of a step in which every request decodes one."""
     threads: int | None = None
-    """CPU threads; None: one for each physical core."""
+    """CPU threads; None: see `cleave.threads.physical_cores`."""
     device: str | None = None
     """Where to compute; None: what the kind is made for."""
     compute_capability: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cleave import LLM
+from cleave import LLM, SamplingParams
 from cleave.errors import AttentionError, EngineError
 from cleave.kvcache.server import AttentionServer
 from cleave.runtime import model as model_module
@@ -94,3 +95,38 @@ def test_a_model_whose_thread_cannot_start_is_closed(
     with pytest.raises(RuntimeError, match="can't start new thread"):
         LLM(artifact("one_layer"), "onnxruntime")
     assert sorted(closed) == ["AttentionServer", "GrammarCompiler", "OnnxRuntimeEngine"]
+
+
+def test_what_stands_beside_an_engine_is_closed_though_the_engine_fails(
+    artifact: Callable[[str], Path], closed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model(artifact("one_layer"), ModelOptions())
+    monkeypatch.setattr(model.engine, "close", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model.close()
+    assert closed == ["AttentionServer", "GrammarCompiler"]
+
+
+def test_an_observer_may_close_the_model_in_the_middle_of_a_step(
+    artifact: Callable[[str], Path], closed: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    llm = LLM(artifact("one_layer"))
+    before: list[str] = []
+
+    class Closing:
+        def stepped(self, step: Any) -> None:
+            llm.close()
+            before.extend(closed)
+
+        def answered(self, answer: Any) -> None:
+            pass
+
+    llm._thread.observe(Closing())
+    (answer,) = llm.generate([[3, 5]], SamplingParams(max_tokens=30, ignore_eos=True), progress=False)
+    llm._thread._thread.join(60)
+    assert answer.finish_reason == "abort"
+    assert before == []  # the step goes on to its end over what it needs
+    assert closed == ["OnnxRuntimeEngine", "AttentionServer", "GrammarCompiler"]
+    assert llm._thread.failure is None
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    llm.close()

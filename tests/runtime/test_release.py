@@ -51,6 +51,7 @@ def test_the_device_sampler_and_the_likeliest_tokens() -> None:
     assert since.note() > 12 * vocab * count
     tokens.close()
     assert since.left() == []
+    tokens.close()
 
 
 @pytest.mark.parametrize("backend", ["reference", "triton"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from cleave.runtime.engines.inductor.weights import DeviceWeights
 from cleave.runtime.engines.no_attention import NoAttention
 from cleave.runtime.engines.release import release
 
+_log = logging.getLogger("cleave")
 Tensor = torch.Tensor
 _Array = npt.NDArray[Any]
 
@@ -35,8 +37,9 @@ class InductorEngine:
 
     Pieces of the same structure are compiled once, with weights as inputs, so the time that takes does
     not grow with the number of layers. On a GPU a step whose attention server offers a `graph_key` is
-    padded to one of `batch_sizes` and replayed as one CUDA graph. Of others each piece is a graph where they
-    have few rows; those of many rows are launched kernel by kernel.
+    padded to one of `batch_sizes` and replayed as one CUDA graph. Of others each piece but the last is a
+    graph where they have few rows; those of many rows, and all that are observed, are launched kernel by
+    kernel.
     """
 
     kind = "inductor"
@@ -134,7 +137,7 @@ class InductorEngine:
             output = self._last(layers.run(size, attention), given.logit_rows, compiled_for)
         else:
             output = self._step(given, attention, compiled_for)
-            if layers is not None and compiled_for is None and not layers.is_captured:
+            if layers is not None and not layers.is_captured:
                 self._capture(layers)
         return first_rows(output, len(logit_rows))
 
@@ -171,12 +174,18 @@ class InductorEngine:
 
     def _capture(self, layers: LayerGraphs) -> None:
         """Capture the pieces of steps of few rows, after a step that was launched kernel by kernel."""
-        for size in reversed(layers.sizes):
-            given = self._inputs.send(np.zeros(size, np.int64), np.arange(2), size, 2)
-            # For real first: the library's products have other kernels for other numbers of rows.
-            run_layers(self._layers(given, {}, None), NoAttention())
-            values: Values = {}
-            layers.capture(size, self._layers(given, values, None), len(self._given) - 1, values)
+        try:
+            for size in reversed(layers.sizes):
+                given = self._inputs.send(np.zeros(size, np.int64), np.arange(2), size, 2)
+                # For real first: the library's products have other kernels for other numbers of rows.
+                run_layers(self._layers(given, {}, None), NoAttention())
+                values: Values = {}
+                layers.capture(size, self._layers(given, values, None), len(self._given) - 1, values)
+        except torch.OutOfMemoryError:
+            # They spare the host time, and no step needs them.
+            _log.warning("%s has no room for graphs of small prefill steps; they are launched", self.device)
+            layers.clear()
+            self._layer_graphs = None
 
     def _step(self, given: StepNumbers, attention: Attention, compiled_for: int | None) -> DeviceOutput:
         """The whole of a step, by the functions for so many rows; None: for any number."""

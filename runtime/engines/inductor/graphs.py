@@ -1,7 +1,8 @@
-"""Decode steps as CUDA graphs: captured once for a batch size, replayed in one launch."""
+"""CUDA graphs: what is launched again and again in the same way, captured once and replayed in one launch."""
 
 from __future__ import annotations
 
+import contextlib
 from bisect import bisect_left
 from collections.abc import Callable, Hashable
 from typing import TypeVar, cast
@@ -32,7 +33,8 @@ class GraphPool:
     """Captures the graphs of one engine. They share their memory, so the largest one should come first.
 
     A graph reads and writes tensors where they lay when it was captured: the engine's inputs and the buffers
-    of the attention server. What it gives is overwritten by the next replay of any of them.
+    of the attention server. Of what it gives, the next replay of any of them may overwrite what nobody held
+    when that was captured.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -50,8 +52,11 @@ class GraphPool:
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 result = work()
-            finally:
-                graph.capture_end()
+            except BaseException:
+                with contextlib.suppress(RuntimeError):  # what went wrong may have ended the capture too
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         current.wait_stream(self._stream)
         return graph, result
 

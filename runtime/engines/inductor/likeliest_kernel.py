@@ -35,7 +35,7 @@ def likeliest_kernel(
     for first in range(begin, end, BLOCK):
         place = first + lane
         some = tl.load(start + place, mask=place < vocab, other=float("-inf"))
-        takes = (some > top) | (some != some)
+        takes = (some > top) | ((some != some) & (top == top))
         top, block = tl.where(takes, some, top), tl.where(takes, first, block)
     at = tl.minimum(block + lane, vocab - 1)
     value, token = tl.reduce((top, at), 0, higher)

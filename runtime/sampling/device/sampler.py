@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from cleave.runtime.engines.release import release
 from cleave.runtime.sampling.device.launch import Buffers, Launches
 from cleave.runtime.sampling.device.parameters import Parameters
 from cleave.runtime.sampling.device.pending import Pending
@@ -87,7 +88,7 @@ class DeviceSampler:
 
     def close(self) -> None:
         """Give the memory back; the sampler is not used afterwards."""
-        del self._buffers, self._slots, self._parameters, self._results
+        release(self, "_buffers", "_slots", "_parameters", "_results")
 
     def _planned(self, rows: Sequence[SampledRow]) -> _Plan:
         """What to launch, once the device has the rows' numbers; most steps follow from the one before."""

@@ -126,6 +126,45 @@ def test_replayed_pieces_give_what_their_launches_give(
     assert sum(graph.replays for graph in pool.graphs) == layers * sum(REPLAYED)
 
 
+def test_a_first_step_that_has_a_function_of_its_own_is_captured_behind_too(
+    demo: Artifact, make: Callable[[], InductorEngine], pool: FakePool
+) -> None:
+    engine = replayed(make(), pool)
+    functions = engine._functions
+    functions.small = (20,)
+    functions._compiled |= {(role, 20): function for (role, _), function in functions._compiled.items()}
+    run_steps(engine, Watched(demo), demo)
+    layers = demo.manifest.num_layers
+    assert len(pool.graphs) == layers * len(SIZES)
+    assert sum(graph.replays for graph in pool.graphs) == layers * sum(REPLAYED)
+
+
+def test_where_there_is_no_room_for_graphs_steps_are_launched(
+    demo: Artifact,
+    make: Callable[[], InductorEngine],
+    pool: FakePool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    capture = pool.capture
+
+    def full(work: Any) -> Any:
+        if len(pool.graphs) == 7:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return capture(work)
+
+    monkeypatch.setattr(pool, "capture", full)
+    expected = run_steps(make(), Watched(demo), demo)
+    engine = replayed(make(), pool)
+    found = run_steps(engine, Watched(demo), demo)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert engine._layer_graphs is None
+    assert [record.message for record in caplog.records if "no room" in record.message] == [
+        "cpu has no room for graphs of small prefill steps; they are launched"
+    ]
+
+
 def test_an_observed_step_is_not_replayed(
     demo: Artifact, make: Callable[[], InductorEngine], pool: FakePool
 ) -> None:
