@@ -13,7 +13,6 @@ import torch
 
 from cleave.errors import BenchError
 from cleave.export.artifact import Artifact
-from cleave.export.exporter import ExportRequest, export
 from cleave.runtime.bench import fit
 from cleave.runtime.bench.gpu_limits import sizes
 from cleave.runtime.bench.latency import LatencyRequest, measure
@@ -34,16 +33,11 @@ COMPUTED_IN = {
 
 
 @pytest.fixture
-def weights(
-    checkpoint: Callable[[str], Path], quantized_artifact: Callable[..., Path], tmp_path: Path
-) -> Callable[[str], Path]:
+def weights(quantized_artifact: Callable[..., Path]) -> Callable[[str], Path]:
     """The artifact of one checkpoint with one kind of weights."""
 
     def get(kind: str) -> Path:
-        if kind in ("int8", "int4"):
-            return quantized_artifact("gqa", quantize=kind)
-        export(ExportRequest(str(checkpoint("gqa")), tmp_path, dtype=kind, check=False))
-        return tmp_path
+        return quantized_artifact("gqa", **{"quantize" if kind in ("int8", "int4") else "dtype": kind})
 
     return get
 
@@ -112,14 +106,12 @@ def test_what_fits_is_asked_of_the_device_that_the_engine_takes(
     engine: str | None,
     device: str | None,
     item: int,
-    checkpoint: Callable[[str], Path],
-    tmp_path: Path,
+    weights: Callable[[str], Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    export(ExportRequest(str(checkpoint("gqa")), tmp_path, dtype="float16", check=False))
     monkeypatch.setattr(fit, "cuda_is_usable", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1234, 5678))
-    memory = fit.Memory.of(engine, device, Artifact.open(tmp_path))
+    memory = fit.Memory.of(engine, device, Artifact.open(weights("float16")))
     assert memory.item_bytes == item
     assert (memory.free == 1234) is (item == 2)
 

@@ -50,7 +50,7 @@ def search() -> LikeliestSearch:
 def test_the_search_finds_what_torch_finds(
     search: LikeliestSearch, rows: int, vocab: int, programs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With one program a row where there are fewer than rows or the row is one block, else with several."""
+    """A row has one program where those are few or it is one block, and else one for some of its blocks."""
     monkeypatch.setattr(search, "_programs", programs)
     device = search._arrived.device
     generator = torch.Generator().manual_seed(rows * vocab)
