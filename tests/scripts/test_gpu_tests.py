@@ -38,7 +38,7 @@ def test_a():
     with pathlib.Path(__file__).with_name("pipe").open("w") as pipe:
         subprocess.Popen(["sleep", "600"], stdout=pipe)""",
 }
-ALSO_ON_A_GPU = {
+LEFT_OUT = {
     "tests/runtime/inductor/test_inductor_bad_input.py": "what is said where there is no GPU",
     "tests/runtime/test_release.py": "tests/gpu/test_memory.py counts a GPU's own bytes",
 }
@@ -220,4 +220,4 @@ def test_every_file_that_needs_a_gpu_is_among_them(runner: ModuleType) -> None:
         for file in (ROOT / "tests").rglob("test_*.py")
         if asks.search(file.read_text("utf-8"))
     }
-    assert found - set(named) == set(ALSO_ON_A_GPU)
+    assert found - set(named) == set(LEFT_OUT)
