@@ -16,7 +16,9 @@ SECTIONS = {
     "vs_vllm": (
         "The whole LLM on one GPU",
         "Random weights, through `LLM.generate`, scheduler and text included: prompts of 512 and 64 more "
-        "tokens by batch, then mixed requests. Ratio: above 1, Cleave is faster than vLLM.",
+        "tokens by batch, then mixed requests. Ratio: above 1, Cleave is faster than vLLM. Nothing "
+        "compiled: in these two runs Cleave's own engine cache was empty, and Triton's was not; see "
+        "[gpu.md](gpu.md#figures).",
     ),
     "serve": ("Serving", "TTFT, TPOT, ITL and E2E by the definitions of `vllm bench serve`."),
     "serve_overhead": (

@@ -28,7 +28,7 @@ Threads = Annotated[
     int | None,
     typer.Option(
         "--threads",
-        help="CPU threads, at most one a processor. Default: the physical cores.",
+        help="CPU threads, at most one a processor. Default: the physical cores that it may use.",
         callback=checked_threads,
     ),
 ]

@@ -47,6 +47,23 @@ def assert_close(got: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) ->
     assert error < (2e-3 if dtype == torch.float16 else 1.5e-2)
 
 
+def linear_layer(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    factors: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    *,
+    swiglu: bool = False,
+) -> torch.Tensor:
+    """What a linear layer, with what is fused to it, gives in float64."""
+    read = x if factors is None else rms_norm(x, factors, EPSILON)
+    result = read.double() @ weight.double().T
+    if swiglu:
+        gate, up = result.chunk(2, -1)
+        result = F.silu(gate) * up
+    return result if residual is None else result + residual.double()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [1, 2, 5, 16, 23, 32])
 @pytest.mark.parametrize("width", [256, 200], ids=["even", "ragged"])
@@ -60,13 +77,7 @@ def test_a_linear_layer_of_few_rows(dtype: torch.dtype, rows: int, width: int, f
     residual = random(rows, 96, dtype=dtype, seed=3) if fused == "residual" else None
     blocks = Blocks(16, 64, 4, 3)
     got = small_linear(x, weight, factors, residual, EPSILON, "swiglu" in fused, list(astuple(blocks)))
-    read = x if factors is None else rms_norm(x, factors, EPSILON)
-    wanted = read.double() @ weight.double().T
-    if "swiglu" in fused:
-        wanted = F.silu(wanted[:, :48]) * wanted[:, 48:]
-    if residual is not None:
-        wanted = wanted + residual.double()
-    assert_close(got, wanted, dtype)
+    assert_close(got, linear_layer(x, weight, factors, residual, swiglu="swiglu" in fused), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -81,13 +92,7 @@ def test_a_linear_layer_of_one_row_that_is_held(
     residual = random(1, 90, dtype=dtype, seed=3) if fused == "residual" else None
     blocks = Blocks(columns, 0, 4, turns=turns)
     got = small_linear(x, weight, factors, residual, EPSILON, "swiglu" in fused, list(astuple(blocks)))
-    read = x if factors is None else rms_norm(x, factors, EPSILON)
-    wanted = read.double() @ weight.double().T
-    if "swiglu" in fused:
-        wanted = F.silu(wanted[:, :45]) * wanted[:, 45:]
-    if residual is not None:
-        wanted = wanted + residual.double()
-    assert_close(got, wanted, dtype)
+    assert_close(got, linear_layer(x, weight, factors, residual, swiglu="swiglu" in fused), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -103,7 +108,7 @@ def test_the_parts_of_a_linear_layer_are_added_up_by_the_norm(
     assert parts.shape == (splits, rows, 96)
     assert parts.dtype == torch.float32
     total, normed = add_norm(parts, residual, factors, EPSILON)
-    wanted = residual.double() + x.double() @ weight.double().T
+    wanted = linear_layer(x, weight, residual=residual)
     assert_close(total, wanted, dtype)
     assert_close(normed, rms_norm(wanted, factors.double(), EPSILON), dtype)
     torch.testing.assert_close(normed, rms_norm(total, factors, EPSILON))
@@ -118,11 +123,7 @@ def test_a_linear_layer_in_tiles(dtype: torch.dtype, height: int, width: int, fu
     x = random(most, width, dtype=dtype, seed=0)
     weight = random(height, width, dtype=dtype, seed=1) / 8
     residual = random(most, height, dtype=dtype, seed=3) if fused == "residual" else None
-    wanted = x.double() @ weight.double().T
-    if fused == "swiglu":
-        wanted = F.silu(wanted[:, : height // 2]) * wanted[:, height // 2 :]
-    if residual is not None:
-        wanted = wanted + residual.double()
+    wanted = linear_layer(x, weight, residual=residual, swiglu=fused == "swiglu")
     whole = tiled_linear(x, weight, residual, fused == "swiglu")
     assert_close(whole, wanted, dtype)
     for rows in (1, 2, 16, 17, 40, 100, 256, 300):

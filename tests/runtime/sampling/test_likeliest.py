@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from cleave.errors import EngineError
-from cleave.runtime.engines.inductor.outputs import LikeliestSearch, StepOutputs
+from cleave.runtime.engines.inductor.likeliest import LikeliestSearch
+from cleave.runtime.engines.inductor.outputs import StepOutputs
 from cleave.runtime.logit_rows import LogitRows
 from cleave.runtime.pending import LikeliestTokens, Pending
 from cleave.runtime.sampling.sampler import Sampler
