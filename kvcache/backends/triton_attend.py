@@ -10,8 +10,12 @@ wherever that stands, with masks or without.
 import triton
 import triton.language as tl
 
-LOWEST = tl.constexpr(-1.0e30)
-"""The score of a key that is not seen: finite, so that a row which has seen none yet is free of NaN."""
+LOWEST = tl.constexpr(-(2.0**100))
+"""The score of a key that is not seen: finite, so that a row which has seen none yet is free of NaN.
+
+A power of two, so that LOWEST times UNIT is exact: were it rounded, the product inside an fma and the maximum
+would differ by some 1e21, and exp2 of that is infinite.
+"""
 
 
 @triton.jit

@@ -21,6 +21,8 @@ MODELS = {
     "llama-2-7b": AttentionSpec(32, 32, 128, 128**-0.5, RopeSpec("default", 1e4, 128)),
     "llama-3-8b": AttentionSpec(32, 8, 128, 128**-0.5, LLAMA3_ROPE),
     "gemma-2": AttentionSpec(8, 4, 256, 1 / 16, RopeSpec("default", 1e4, 256), window=200, softcap=50.0),
+    "gemma-3": AttentionSpec(8, 4, 256, 1 / 16, RopeSpec("default", 1e4, 256), window=200),
+    "mistral": AttentionSpec(32, 8, 128, 128**-0.5, RopeSpec("default", 1e4, 128), window=200),
     "phi-2": AttentionSpec(32, 32, 80, 80**-0.5, RopeSpec("default", 1e4, 32)),
     "phi-3": AttentionSpec(32, 32, 96, 96**-0.5, RopeSpec("default", 1e4, 96)),
     "smollm": AttentionSpec(9, 3, 64, 0.125, None),
@@ -81,7 +83,7 @@ def test_with_fixed_splits_a_row_is_the_same_bits_in_any_batch(model: str) -> No
             assert torch.equal(together[row], alone[sequence])
 
 
-@pytest.mark.parametrize("model", ["llama-2-7b", "llama-3-8b", "gemma-2"])
+@pytest.mark.parametrize("model", ["llama-2-7b", "llama-3-8b", "gemma-2", "gemma-3"])
 def test_a_prompt_in_chunks_is_the_same_bits_where_that_is_asked_for(model: str) -> None:
     decoding = Decoding((700, 9), MODELS[model], "bfloat16", {"deterministic": True})
     server, fused = decoding.server, decoding.fused[0]

@@ -112,6 +112,14 @@ def test_rows_past_a_mixed_step_are_zero_and_store_nothing() -> None:
     assert torch.equal(decoding.step([2, 0, 1]), before)
 
 
+# Hidden scores times this scale round up for some head_dim and down for others.
+@pytest.mark.parametrize("head_dim", [5, 8, 64])
+@pytest.mark.parametrize("window", [1, 30])
+def test_rows_that_see_nothing_of_a_block(head_dim: int, window: int) -> None:
+    spec = AttentionSpec(1, 1, head_dim, head_dim**-0.5, None, window=window)
+    check_halves(Case((spec,), ((1,), (100,)), page_size=16, seed=0), "float32")
+
+
 def test_a_long_history_is_split_and_summed() -> None:
     decoding = Decoding((700,), SHARED)
     out = decoding.step([0]).cpu().numpy()

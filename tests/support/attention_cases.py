@@ -7,6 +7,7 @@ float64, with the RoPE of transformers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,6 +31,10 @@ GPU = "cuda" if torch.cuda.is_available() else "cpu"
 LONGEST = 150 if GPU == "cuda" else 80
 """Tokens of a sequence in a step, at most, for these backends: the interpreter takes long over more."""
 ON_GPU = ("triton", "flashinfer")
+if GPU == "cpu" and find_spec("triton"):
+    from fused import round_once
+
+    round_once()
 
 HALVES = {"float32": 3e-5, "float16": 4e-3, "bfloat16": 4e-2}
 """dtype -> tolerance of results in it, absolute and relative."""
