@@ -2,8 +2,8 @@
 
 Each point is made for all at once, with the same pages and rows, checked against each other, and replayed
 in turn, four layers or more as one CUDA graph; append included. Decode steps, which the backend `flashinfer`
-leaves to Triton, are FlashInfer's own here. Its kernels for chunks are both measured: `fa3`, which it takes
-on Hopper by itself, and `fa2`. Of the host: what `plan` takes, and what a layer takes to launch. PyTorch's
+leaves to Triton, are FlashInfer's own here, and so is attention to chunks in every other step, also where the
+backend leaves it to Triton: with its kernels for Hopper, `fa3`, and with those for all GPUs, `fa2`. Of the host: what `plan` takes, and what a layer takes to launch. PyTorch's
 own attention, where all have one length, is on tensors that lie ready. FlashInfer compiles its kernels at
 first use, one after the other; `--compile` does it side by side beforehand.
 """
@@ -11,7 +11,6 @@ first use, one after the other; `--compile` does it side by side beforehand.
 from __future__ import annotations
 
 import argparse
-import gc
 import itertools
 import multiprocessing
 import statistics
@@ -19,9 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
-from unittest import mock
 
 import torch
 from attention_points import (
@@ -46,6 +43,8 @@ from cleave.kvcache.step import StepPlan
 PIN = "flashinfer-python==0.5.3"
 KERNELS = ("fa3", "fa2")
 TURNS = 3
+REPLAYS = 5
+"""Of each turn."""
 TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 4e-2}
 AFTER = 544
 """Tokens before that of a decode step."""
@@ -95,13 +94,7 @@ def attention_of(name: str, kind: Kind, layers: int) -> Any:
         from flashinfer_decode import FlashInferDecode
 
         return FlashInferDecode(kind.point, layers)
-    import flashinfer
-
-    from cleave.kvcache.backends import flashinfer_chunks
-
-    wrapper = partial(flashinfer.BatchPrefillWithPagedKVCacheWrapper, backend=name)
-    with mock.patch.object(flashinfer_chunks, "BatchPrefillWithPagedKVCacheWrapper", wrapper):
-        return backend(kind.point, layers, name="flashinfer")
+    return backend(kind.point, layers, name="flashinfer", kernels=name)
 
 
 def compile_all(kernels: Sequence[str], shapes: Sequence[str]) -> None:
@@ -135,7 +128,7 @@ def row_of(kind: Kind, kernels: Sequence[str]) -> dict[str, Any]:
     }
     taken: dict[str, list[float]] = {name: [] for name in names}
     for _, name in itertools.product(range(TURNS), names):
-        taken[name].append(seconds(graphs[name].replay) / layers)
+        taken[name].append(seconds(graphs[name].replay, REPLAYS) / layers)
     row: dict[str, Any] = {"shape": kind.point.shape, "step": kind.label}
     for name in names:
         row[f"{name} us"] = round(statistics.median(taken[name]) * 1e6, 1)
@@ -219,7 +212,6 @@ def main() -> None:
         "cuda": torch.version.cuda,
         **{name: [] for name in arguments.steps},
     }
-    gc.freeze()  # each capture of a graph collects garbage, which takes long among so many modules
     for name, shape in itertools.product(arguments.steps, arguments.shapes):
         for kind in STEPS[name](shape):
             row = row_of(kind, arguments.kernels)

@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from cleave.kvcache.backend import CacheShape, create_backend
 from cleave.kvcache.spec import AttentionSpec, RopeSpec
 from cleave.kvcache.step import StepPlan
+from cleave.runtime.engines.inductor.graphs import GraphPool
 
 PAGE = 16
 SHAPES = {
@@ -137,9 +138,8 @@ def graph_of(run: Callable[[], object]) -> torch.cuda.CUDAGraph:
     """`run`, once as warm-up and once captured."""
     run()
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
+    # torch.cuda.graph collects garbage first, which takes long among so many modules.
+    graph, _ = GraphPool(torch.device("cuda")).capture(run)
     return graph
 
 

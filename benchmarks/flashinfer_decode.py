@@ -19,7 +19,7 @@ _WORKSPACE = 256 << 20
 
 
 class FlashInferDecode:
-    """One launch of the append kernel and one of FlashInfer's attention a layer, for a graph."""
+    """One launch of the append kernel, which rotates q too, and one of FlashInfer's attention a layer."""
 
     def __init__(self, point: Point, layers: int) -> None:
         """All sequences of `point` have a row in every step."""

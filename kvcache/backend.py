@@ -91,7 +91,9 @@ _BACKENDS = {
     "cpu": _Entry("cleave.kvcache.backends.cpu", "CpuBackend", "compiled kernels over the whole batch"),
     "triton": _Entry("cleave.kvcache.backends.triton", "TritonBackend", "kernels for NVIDIA GPUs"),
     "flashinfer": _Entry(
-        "cleave.kvcache.backends.flashinfer", "FlashInferBackend", "FlashInfer's kernels for NVIDIA GPUs"
+        "cleave.kvcache.backends.flashinfer",
+        "FlashInferBackend",
+        "those of triton, and FlashInfer's for long histories on Hopper GPUs",
     ),
 }
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +12,11 @@ from cleave.errors import AttentionError
 from cleave.export.artifact import Artifact, load_graph
 from cleave.export.widening import widen
 from cleave.kvcache.backend import backend_names
+from cleave.kvcache.backends import flashinfer_fit
+from cleave.kvcache.spec import AttentionSpec
 from cleave.runtime.engines.engine import Engine, device_engine
 
+_log = logging.getLogger("cleave")
 _NUMPY = ("cpu", "onnx")
 """Backends that take arrays in host memory, from an engine that has them there."""
 _CUDA = ("triton", "flashinfer")
@@ -19,8 +25,15 @@ _DETERMINISTIC = ("cpu", "triton")
 """Backends that give a row the same bits in any batch, the first one always."""
 
 
-def choose_backend(asked: str | None, engine: Engine, *, deterministic: bool = False) -> str:
-    """The backend asked for, or the fastest one for this engine.
+def choose_backend(
+    asked: str | None,
+    engine: Engine,
+    specs: Sequence[AttentionSpec],
+    max_position: int,
+    *,
+    deterministic: bool = False,
+) -> str:
+    """The backend asked for, or the fastest one for this engine, layers of these specs and such positions.
 
     Raises AttentionError where the backend cannot read what the engine hands over, or a row's bits depend
     on the batch there and must not.
@@ -32,6 +45,8 @@ def choose_backend(asked: str | None, engine: Engine, *, deterministic: bool = F
     else:
         suitable = [name for name in backend_names() if name not in _NUMPY and (on_gpu or name not in _CUDA)]
         best = "triton" if "triton" in suitable else "reference"
+        if asked is None and on_gpu and not deterministic and _flashinfer_is_faster(engine, specs, max_position):
+            best = "flashinfer"
     if asked is not None and asked not in suitable:
         raise AttentionError(
             f"attention {asked!r} cannot read what the engine {engine.kind} on {engine.device} hands over; "
@@ -46,6 +61,29 @@ def choose_backend(asked: str | None, engine: Engine, *, deterministic: bool = F
             + ", or leave deterministic away"
         )
     return chosen
+
+
+def _flashinfer_is_faster(engine: Engine, specs: Sequence[AttentionSpec], max_position: int) -> bool:
+    """Whether the backend `flashinfer` is, for some steps at least, and starts without compiling anything."""
+    if (
+        importlib.util.find_spec("flashinfer") is None
+        or engine.dtype not in flashinfer_fit.DTYPES
+        or flashinfer_fit.lacking(specs) is not None
+        or flashinfer_fit.reach(specs, max_position) <= flashinfer_fit.LEAST_KEYS
+    ):
+        return False
+    from cleave.kvcache.backends.flashinfer_kernels import is_hopper, why_uncompiled
+
+    if not is_hopper(engine.device):
+        return False
+    why = why_uncompiled(specs, engine.dtype)
+    if why is not None:
+        _log.info(
+            "attention is 'triton', though FlashInfer is installed: %s; a start with attention 'flashinfer' "
+            "compiles them, once, and so does flashinfer-jit-cache without compiling",
+            why,
+        )
+    return why is None
 
 
 def backend_options(

@@ -90,7 +90,13 @@ class Model:
         if self.device_tokens is not None:
             made.callback(self.device_tokens.close)
         self.page_bytes = page_bytes(manifest.layer_specs, options.page_size, ITEM_BYTES[self.engine.dtype])
-        backend = choose_backend(options.attention, self.engine, deterministic=options.deterministic)
+        backend = choose_backend(
+            options.attention,
+            self.engine,
+            manifest.layer_specs,
+            self.max_length,
+            deterministic=options.deterministic,
+        )
         self.attention_backend = backend
         self.has_fixed_cuts = options.deterministic and backend != "cpu"
         """Whether a token's bits depend on where its prompt was cut, and must not; see `fixed_cut`."""

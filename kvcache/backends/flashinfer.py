@@ -1,14 +1,22 @@
-"""The attention backend `flashinfer`: that of `triton`, but for chunks, which are FlashInfer's."""
+"""The attention backend `flashinfer`: that of `triton`, but for chunks with long histories."""
 
 from __future__ import annotations
 
-from cleave.errors import AttentionError, MissingPackage
+from cleave.errors import AttentionError, MissingPackage, reason
 from cleave.kvcache.backend import CacheShape
+from cleave.kvcache.backends.flashinfer_fit import DTYPES, HEAD_DIMS, is_faster, lacking, reach
+from cleave.kvcache.step import StepPlan
 
 try:
-    from cleave.kvcache.backends.device_tensors import checked_dtype
+    import numpy as np
+    import torch
+
+    from cleave.kvcache.backends.device_tensors import checked_dtype, no_room
+    from cleave.kvcache.backends.flashinfer_kernels import HOPPER, is_hopper
     from cleave.kvcache.backends.triton import TritonBackend
     from cleave.kvcache.backends.triton_chunks import Chunks
+    from cleave.kvcache.backends.triton_device import usable
+    from cleave.kvcache.backends.triton_tuning import Tuning
 except ImportError as error:
     raise MissingPackage(error.name or "triton", "gpu", "the flashinfer attention backend") from None
 try:
@@ -16,18 +24,18 @@ try:
 except ImportError:
     raise MissingPackage("flashinfer-python", "flashinfer", "the flashinfer attention backend") from None
 
-_DTYPES = ("float16", "bfloat16")
-_HEAD_DIMS = (64, 128, 256)
+_KERNELS = (HOPPER, "fa2")
 
 
 class FlashInferBackend(TritonBackend):
     """Attention on torch tensors of one NVIDIA GPU, the KV cache in `dtype` after RoPE.
 
-    Decode steps, and chunks of one token, are those of the backend `triton`, and so is `graph_key`.
+    Attention to the chunks of a step is FlashInfer's where that was measured to be faster, see
+    `flashinfer_fit`. Other steps, and chunks of one token, are those of the backend `triton`, and so is
+    `graph_key`.
     """
 
     _name = "flashinfer"
-    _appends_queries = True
 
     def __init__(
         self,
@@ -37,27 +45,78 @@ class FlashInferBackend(TritonBackend):
         dtype: str = "float16",
         deterministic: bool = False,
         max_sequences: int | None = None,
+        kernels: str | None = None,
     ) -> None:
         """Allocate everything; `max_sequences` bounds the chunks of a step (None: 512, or max_tokens).
 
-        Raises AttentionError where there is no GPU of compute capability 8.0 or higher, for a dtype or a
-        head_dim that FlashInfer lacks, for `deterministic`, or where the cache does not fit.
+        `kernels`, for comparisons: FlashInfer's "fa3" or "fa2" for the chunks of every step; None: "fa3" for
+        those that it is faster for. They are compiled here where they have never been, which takes a minute or
+        two. Raises AttentionError where there is no GPU of compute capability 9.0 ("fa2": 8.0 or higher), for
+        a dtype or a head_dim that FlashInfer lacks, for `deterministic`, where its kernels cannot be compiled,
+        or where the cache does not fit.
         """
-        checked_dtype(dtype, _DTYPES)
+        checked_dtype(dtype, DTYPES)
         if deterministic:
             raise AttentionError(
                 "the flashinfer attention backend cannot be deterministic: take attention 'triton'"
             )
-        for spec in shape.specs:
-            if spec.head_dim not in _HEAD_DIMS:
-                raise AttentionError(
-                    f"head_dim {spec.head_dim} is not among those of FlashInfer, "
-                    f"{', '.join(map(str, _HEAD_DIMS))}: take attention 'triton'"
-                )
+        head_dim = lacking(shape.specs)
+        if head_dim is not None:
+            raise AttentionError(
+                f"head_dim {head_dim} is not among those of FlashInfer, "
+                f"{', '.join(map(str, HEAD_DIMS))}: take attention 'triton'"
+            )
+        if kernels not in (None, *_KERNELS):
+            raise AttentionError(f"FlashInfer has no kernels {kernels!r}; there are: {', '.join(_KERNELS)}")
+        self._kernels = kernels or HOPPER
+        self._is_asked = kernels is not None
+        self._check_device(usable(device, self._name))
+        self._reach = reach(shape.specs, shape.max_position)
         super().__init__(shape, device=device, dtype=dtype, max_sequences=max_sequences)
+        try:
+            self._warm_up()
+        except torch.OutOfMemoryError:
+            raise no_room(shape, dtype) from None
+        except (OSError, RuntimeError) as error:
+            raise AttentionError(
+                f"FlashInfer can neither load nor compile its kernels: {reason(error)}; put nvcc and ninja on "
+                "the PATH, install flashinfer-jit-cache, or take attention 'triton'"
+            ) from None
+
+    def close(self) -> None:
+        """Give the pages back."""
+        super().close()
+        vars(self).pop("_long", None)
+
+    def _check_device(self, device: torch.device) -> None:
+        if device.type == "cuda" and self._kernels == HOPPER and not is_hopper(device):
+            major, minor = torch.cuda.get_device_capability(device)
+            raise AttentionError(
+                f"{torch.cuda.get_device_name(device)} has compute capability {major}.{minor}; those kernels "
+                "of FlashInfer that are faster than Triton's are for 9.0: take attention 'triton'"
+            )
+
+    def _allocate(self, kind_of_layer: list[int], tunings: list[Tuning]) -> None:
+        super()._allocate(kind_of_layer, tunings)
+        self._long = FlashInferChunks(self._shape, self._dtype, self._layers, self._kernels)
 
     def _room_of_chunks(self) -> int:
-        return FlashInferChunks.room(self._shape, self._max_sequences)
+        return max(super()._room_of_chunks(), FlashInferChunks.room(self._shape, self._max_sequences))
 
-    def _make_chunks(self) -> Chunks:
-        return FlashInferChunks(self._shape, self._dtype, self._layers)
+    def _attention_of(self, step: StepPlan) -> Chunks:
+        return self._long if self._is_asked or is_faster(step, self._reach) else self._chunks
+
+    def _warm_up(self) -> None:
+        """Run two tokens both ways: a request may be long before the first one that needs the other way."""
+        if min(self._shape.max_tokens, self._shape.max_position) < 2:
+            return
+        two = np.arange(2)
+        step = StepPlan(two * 2, np.zeros(1, np.int64), two, two, np.zeros((1, 1), np.int32))
+        for attention in (self._chunks, self._long):
+            self._plan(step, attention)
+            for spec, layer in {own.spec: layer for layer, own in enumerate(self._layers)}.items():
+                columns = [spec.q_size, spec.kv_size, spec.kv_size]
+                rows = torch.zeros(2, sum(columns), dtype=self._dtype, device=self._device)
+                out = torch.empty(2, spec.q_size, dtype=self._dtype, device=self._device)
+                self.run(layer, *rows.split(columns, dim=1), out)
+        self._step = None

@@ -37,15 +37,15 @@ class FlashInferChunks:
     So a chunk of one token that stands between longer ones is attended to as they are.
     """
 
-    def __init__(self, shape: CacheShape, dtype: torch.dtype, layers: Sequence[Layer]) -> None:
-        """Raises torch.OutOfMemoryError where there is no room."""
+    def __init__(self, shape: CacheShape, dtype: torch.dtype, layers: Sequence[Layer], kernels: str) -> None:
+        """`kernels`: FlashInfer's name of them. Raises torch.OutOfMemoryError where there is no room."""
         device = layers[0].keys.device
         self._page_size, self._dtype, self._layers = shape.page_size, dtype, layers
         workspace = torch.zeros(_WORKSPACE, dtype=torch.uint8, device=device)
         self._wrappers: dict[AttentionSpec, Any] = {}
         for spec in shape.specs:
             if replace(spec, rope=None) not in self._wrappers:
-                wrapper = BatchPrefillWithPagedKVCacheWrapper(workspace, _LAYOUT)
+                wrapper = BatchPrefillWithPagedKVCacheWrapper(workspace, _LAYOUT, backend=kernels)
                 self._wrappers[replace(spec, rope=None)] = wrapper
         self._of_layer = [self._wrappers[replace(spec, rope=None)] for spec in shape.specs]
         widest = max(spec.q_size for spec in shape.specs)

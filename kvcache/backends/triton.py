@@ -44,6 +44,8 @@ class _Step:
     is_decode: bool
     decoding: tuple[int, ...]
     """Of each kind, the programs of the decode kernel, where the step is not padded."""
+    attention: Chunks
+    """Of its chunks."""
     chunks: Any
     """What `Chunks.plan` gave; None in a decode step."""
 
@@ -59,8 +61,6 @@ class TritonBackend:
 
     takes_padding = True
     _name = "triton"
-    _appends_queries = False
-    """Whether what attends to chunks wants q after RoPE."""
 
     def __init__(
         self,
@@ -101,9 +101,13 @@ class TritonBackend:
 
         Raises AttentionError for more chunks than max_sequences.
         """
+        self._plan(step, self._attention_of(step))
+
+    def _plan(self, step: StepPlan, attention: Chunks) -> None:
+        """As `plan`, with what attends to the chunks."""
         self._step = None
         check_chunks(step, self._max_sequences)
-        taken = self._chunks.taken(np.diff(step.offsets))
+        taken = attention.taken(np.diff(step.offsets))
         is_decode = not taken.any()
         numbers = self._buffer.begin()
         width = step.page_table.shape[1]
@@ -119,12 +123,12 @@ class TritonBackend:
             numbers[1 + number] = len(items)
             numbers[at : at + items.size] = items.reshape(-1)
         send = Sections(numbers, self._buffer.device, used)
-        chunks = None if is_decode else self._chunks.plan(step, taken, tables, send)
+        chunks = None if is_decode else attention.plan(step, taken, tables, send)
         self._buffer.send(send.used)
         decoding = (
             min(len(items), len(rows) + kind.extra) for kind, items in zip(self._kinds, lists, strict=True)
         )
-        self._step = _Step(step.tokens, is_decode, tuple(decoding), chunks)
+        self._step = _Step(step.tokens, is_decode, tuple(decoding), attention, chunks)
 
     def run(self, layer: int, q: Any, k: Any, v: Any, out: Any) -> None:
         """Launch one layer of the planned step on the current stream.
@@ -148,7 +152,7 @@ class TritonBackend:
                 self._tokens, self._item_counts[own.kind], self._pages, self._sums, self._arrived,
             )  # fmt: skip
         if step.chunks is not None:
-            self._chunks.run(step.chunks, layer, q, k, v, out)
+            step.attention.run(step.chunks, layer, q, k, v, out)
             if len(out) > step.rows:
                 out[step.rows :].zero_()
 
@@ -211,15 +215,15 @@ class TritonBackend:
                 self._dtype,
                 *tables[spec.rope],
                 deterministic=self._deterministic,
-                queries=self._appends_queries,
             )
             for spec, number, tuning in zip(shape.specs, kind_of_layer, tunings, strict=True)
         ]
-        self._chunks = self._make_chunks()
+        self._chunks = TritonChunks(self._kinds, self._layers, self._pages)
 
     def _room_of_chunks(self) -> int:
         """Numbers of the chunks of a step, at most."""
         return TritonChunks.room(self._kinds, self._shape.max_tokens, self._max_sequences)
 
-    def _make_chunks(self) -> Chunks:
-        return TritonChunks(self._kinds, self._layers, self._pages)
+    def _attention_of(self, step: StepPlan) -> Chunks:
+        """What attends to the chunks of a step."""
+        return self._chunks

@@ -25,7 +25,10 @@ class Chunks(Protocol):
     """What attends to the chunks that the decode kernel leaves alone."""
 
     def taken(self, counts: Int64) -> Bools:
-        """[chunks] of a step whose chunks have so many tokens: which of them are not the decode kernel's."""
+        """[chunks] of a step whose chunks have so many tokens: which of them are not the decode kernel's.
+
+        None is where all have one token.
+        """
 
     def plan(self, step: StepPlan, taken: Bools, tables: Int64, send: Sections) -> Any:
         """What `run` needs to know of a step with at least one such chunk.
@@ -58,11 +61,13 @@ class Rows:
         """Numbers of so many of them, at most."""
         return 2 * aligned(tokens)
 
-    def append(self, own: Layer, q: Tensor, k: Tensor, v: Tensor, turned: Tensor) -> None:
-        """Launch RoPE and append of k and v, and, where the kernel is made for it, RoPE of q to `turned`."""
+    def append(self, own: Layer, q: Tensor, k: Tensor, v: Tensor, turned: Tensor | None = None) -> None:
+        """Launch RoPE and append of k and v, and RoPE of q to `turned` where that is given."""
+        kernel = own.append if turned is None else own.append_turned
+        turned = q if turned is None else turned
         strides = q.stride(0), k.stride(0), v.stride(0)
         blocks = -(-self.count // own.tuning.append.rows)
-        own.append.launch(
+        kernel.launch(
             (blocks, own.tuning.shares, 1), layout_of(q, k, v, turned), q, k, v, turned, *strides, self.count,
             own.keys, own.values, own.cos, own.sin, self.positions, self.slots,
         )  # fmt: skip
@@ -103,7 +108,7 @@ class TritonChunks:
         """Launch RoPE and append, and then attention."""
         own = self._layers[layer]
         tiles = planned.tiles[own.kind]
-        planned.rows.append(own, q, k, v, out)
+        planned.rows.append(own, q, k, v)
         own.prefill.launch(
             (own.spec.kv_heads, len(tiles) // TILE, 1), layout_of(q, k, v, out),
             q, out, q.stride(0), own.keys, own.values, own.cos, own.sin, tiles, self._pages,

@@ -35,6 +35,9 @@ class Layer:
     """[max_position, rotary_dim] float32, and so is sin; of one number in a layer without RoPE."""
     sin: Tensor
     append: Kernel
+    """RoPE and append of k and v."""
+    append_turned: Kernel
+    """The same, and RoPE of q."""
     decode: Kernel
     prefill: Kernel
 
@@ -49,12 +52,8 @@ def make_layer(
     sin: Tensor,
     *,
     deterministic: bool,
-    queries: bool,
 ) -> Layer:
-    """Allocate the pages of a layer, on the device of its tables. Raises torch.OutOfMemoryError.
-
-    `queries`: its append kernel has q to rotate too.
-    """
+    """Allocate the pages of a layer, on the device of its tables. Raises torch.OutOfMemoryError."""
     pages = (shape.num_pages, spec.kv_heads, shape.page_size, spec.head_dim)
     group = spec.heads // spec.kv_heads
     cache = {
@@ -69,6 +68,7 @@ def make_layer(
     fold_rows = power_of_two(group)
     fold = {"FOLD": max(1, tuning.fold // fold_rows), "FOLD_ROWS": fold_rows}
     append, decode, prefill = tuning.append, tuning.decode, tuning.prefill
+    appending = cache | rope | {"BLOCK_M": append.rows, "SHARES": tuning.shares, "num_warps": append.warps}
     return Layer(
         spec,
         kind,
@@ -77,13 +77,8 @@ def make_layer(
         torch.zeros(pages, dtype=dtype, device=cos.device),
         cos,
         sin,
-        Kernel(
-            append_kernel,
-            cache
-            | rope
-            | {"BLOCK_M": append.rows, "SHARES": tuning.shares, "QUERIES": queries}
-            | {"num_warps": append.warps},
-        ),
+        Kernel(append_kernel, appending | {"QUERIES": False}),
+        Kernel(append_kernel, appending | {"QUERIES": True}),
         Kernel(decode_kernel, attention | rope | fold | _blocks(decode) | {"MANY": deterministic}),
         Kernel(
             prefill_kernel,

@@ -10,6 +10,8 @@ from cleave.runtime.engines.kinds import engine_kinds
 
 _LEAST_GPU = "8.0"
 """Of the kernels for GPUs."""
+_HOPPER = "9.0"
+"""Of FlashInfer's kernels that are faster than Triton's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,13 @@ def _flashinfer(facts: Facts) -> Verdict:
     extra = "flashinfer"
     why = _missing(facts, "torch", extra) or _missing(facts, "triton", extra)
     why = why or _missing(facts, "flashinfer-python", extra) or _cuda_problem(facts)
-    return Verdict("flashinfer", why is None, why or f"on {_best_gpu(facts)}")
+    if why is not None:
+        return Verdict("flashinfer", False, why)
+    fitting = [gpu for gpu in facts.gpus if gpu.compute_capability == _HOPPER]
+    if not fitting:
+        why = f"its fast kernels are for compute capability {_HOPPER}, and here is {_best_gpu(facts)}"
+        return Verdict("flashinfer", False, f"{why}; take attention triton")
+    return Verdict("flashinfer", True, f"on {fitting[0].name} (compute capability {_HOPPER})")
 
 
 def _reference(facts: Facts) -> Verdict:

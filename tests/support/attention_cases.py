@@ -181,7 +181,7 @@ def served(
         backend=backend,
         num_pages=sum(-(-length // case.page_size) for length in lengths) + 1,
         page_size=case.page_size,
-        max_position=MAX_POSITION * 2,
+        max_position=max(MAX_POSITION * 2, *lengths),
         max_tokens=sum(lengths),
         **settings,
     )

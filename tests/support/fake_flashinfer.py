@@ -1,18 +1,68 @@
 """FlashInfer where there is no GPU: its wrapper over torch, with the rules that the real one enforces.
 
 `plan` copies what it is given but for the pages' numbers, which `run` reads where they are, as there: so a
-plan that comes too late, or numbers that are not there by then, give wrong results.
+plan that comes too late, or numbers that are not there by then, give wrong results. What the real one compiles
+at first use, and when, is told by `COMPILED` and by `flashinfer.jit`, which is here as there.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import torch
 
 Tensor = torch.Tensor
 HEAD_DIMS = (64, 128, 256)
+COMPILED: set[str] = set()
+"""The kernels that are."""
+
+
+@dataclass
+class JitSpec:
+    """What one kernel is compiled from."""
+
+    name: str
+    is_aot: bool = False
+
+    @property
+    def is_compiled(self) -> bool:
+        return self.name in COMPILED
+
+    def build_and_load(self) -> None:
+        COMPILED.add(self.name)
+
+
+def gen_batch_prefill_module(
+    backend: str,
+    dtype_q: torch.dtype,
+    dtype_kv: torch.dtype,
+    dtype_o: torch.dtype,
+    dtype_idx: torch.dtype,
+    head_dim_qk: int,
+    head_dim_vo: int,
+    pos_encoding_mode: int,
+    use_sliding_window: bool,
+    use_logits_soft_cap: bool,
+    use_fp16_qk_reduction: bool,
+) -> JitSpec:
+    given = tuple(locals().values())
+    if backend not in ("fa2", "fa3"):
+        raise ValueError(f"Invalid backend: {backend}")
+    return JitSpec(" ".join(("prefill", *map(str, given))))
+
+
+def gen_page_module() -> JitSpec:
+    return JitSpec("page")
+
+
+def modules() -> dict[str, ModuleType]:
+    """What is imported of it, by name, but for itself."""
+    jit, page = ModuleType("flashinfer.jit"), ModuleType("flashinfer.jit.page")
+    jit.__dict__["gen_batch_prefill_module"] = gen_batch_prefill_module
+    page.__dict__["gen_page_module"] = gen_page_module
+    return {"flashinfer.jit": jit, "flashinfer.jit.page": page}
 
 
 def attention(
@@ -48,10 +98,13 @@ class BatchPrefillWithPagedKVCacheWrapper:
     float_workspace_buffer: Tensor
     kv_layout: str = "NHD"
     planned: tuple[Tensor, ...] = field(default=())
+    backend: str = field(default="auto", kw_only=True)
 
     def __post_init__(self) -> None:
         if self.kv_layout not in ("NHD", "HND"):
             raise KeyError(f"Invalid kv_layout {self.kv_layout}")
+        if self.backend not in ("auto", "fa2", "fa3"):
+            raise KeyError(f"Invalid backend {self.backend}")
         if self.float_workspace_buffer.dtype != torch.uint8:
             raise ValueError("the workspace is uint8")
 
@@ -82,6 +135,11 @@ class BatchPrefillWithPagedKVCacheWrapper:
         if len(kinds) != 1 or not kinds <= {torch.float16, torch.bfloat16}:
             raise ValueError(f"there is no kernel for {kinds}")
         self.dtype = kinds.pop()
+        chosen = "fa2" if self.backend == "auto" else self.backend  # as where there is no Hopper GPU
+        dtypes = (self.dtype, self.dtype, self.dtype, qo_indptr.dtype)
+        window, softcap = options["window_left"] >= 0, options["logits_soft_cap"] > 0
+        kernel = gen_batch_prefill_module(chosen, *dtypes, head_dim, head_dim, 0, window, softcap, False)
+        kernel.build_and_load()
         self.shape = (heads, kv_heads, head_dim, page_size)
         self.options = options | {"causal": causal}
         self.planned = tuple(map(torch.clone, copied))
@@ -99,6 +157,8 @@ class BatchPrefillWithPagedKVCacheWrapper:
         for x in cache:
             if x.shape[1:] != (kv_heads, page_size, head_dim) or x.dtype != self.dtype:
                 raise ValueError("the pages are not those of the plan")
+        if self.backend == "fa3":
+            gen_page_module().build_and_load()
         for request in range(len(last)):
             pages = self.numbers[int(first[request]) : int(first[request + 1])].long()
             tokens = (len(pages) - 1) * page_size + int(last[request])

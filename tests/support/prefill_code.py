@@ -42,7 +42,7 @@ def compiled(shared_memory: int, heads: int, kv_heads: int, head_dim: int) -> di
     tuning = tune(spec, 2, 132, shared_memory)
     tables = full_tables(spec.rope, 16, torch.device("cpu"))
     shape = CacheShape((spec,), 1, 16, 16, 16)
-    layer = make_layer(shape, spec, 0, tuning, torch.float16, *tables, deterministic=False, queries=False)
+    layer = make_layer(shape, spec, 0, tuning, torch.float16, *tables, deterministic=False)
     half, angle, number = torch.float16, torch.float32, torch.int32
     given = (half, half, 12288, half, half, angle, angle, number, number)
     code = prefill_kernel.warmup(*given, grid=(1,), **layer.prefill._meta | {"WIDEN": False})
