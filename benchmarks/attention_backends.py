@@ -1,11 +1,11 @@
 """The attention backends `triton` and `flashinfer` beside each other on an NVIDIA GPU: one layer of a step.
 
 Each point is made for all at once, with the same pages and rows, checked against each other, and replayed
-in turn, four layers or more as one CUDA graph; append included. Decode steps, which the backend `flashinfer`
-leaves to Triton, are FlashInfer's own here, and so is attention to chunks in every other step, also where the
-backend leaves it to Triton: with its kernels for Hopper, `fa3`, and with those for all GPUs, `fa2`. Of the host: what `plan` takes, and what a layer takes to launch. PyTorch's
-own attention, where all have one length, is on tensors that lie ready. FlashInfer compiles its kernels at
-first use, one after the other; `--compile` does it side by side beforehand.
+in turn, four layers or more as one CUDA graph; append included. Every step is FlashInfer's own here, also
+those that the backend `flashinfer` leaves to Triton: decode steps, and chunks that see few keys. Chunks have
+its kernels for Hopper, `fa3`, and those for any GPU, `fa2`. Of the host: what `plan` takes, and what a layer
+takes to launch. PyTorch's own attention, where all have one length, is on tensors that lie ready. FlashInfer
+compiles its kernels at first use, one after the other; `--compile` does it side by side beforehand.
 """
 
 from __future__ import annotations

@@ -45,7 +45,12 @@ def choose_backend(
     else:
         suitable = [name for name in backend_names() if name not in _NUMPY and (on_gpu or name not in _CUDA)]
         best = "triton" if "triton" in suitable else "reference"
-        if asked is None and on_gpu and not deterministic and _flashinfer_is_faster(engine, specs, max_position):
+        if (
+            asked is None
+            and on_gpu
+            and not deterministic
+            and _flashinfer_is_faster(engine, specs, max_position)
+        ):
             best = "flashinfer"
     if asked is not None and asked not in suitable:
         raise AttentionError(

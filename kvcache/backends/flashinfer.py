@@ -50,9 +50,9 @@ class FlashInferBackend(TritonBackend):
         """Allocate everything; `max_sequences` bounds the chunks of a step (None: 512, or max_tokens).
 
         `kernels`, for comparisons: FlashInfer's "fa3" or "fa2" for the chunks of every step; None: "fa3" for
-        those that it is faster for. They are compiled here where they have never been, which takes a minute or
-        two. Raises AttentionError where there is no GPU of compute capability 9.0 ("fa2": 8.0 or higher), for
-        a dtype or a head_dim that FlashInfer lacks, for `deterministic`, where its kernels cannot be compiled,
+        those that it is faster for. They are compiled here where they never have been, which takes minutes.
+        Raises AttentionError where there is no GPU of compute capability 9.0 ("fa2": 8.0 or higher), for a
+        dtype or a head_dim that FlashInfer lacks, for `deterministic`, where its kernels cannot be compiled,
         or where the cache does not fit.
         """
         checked_dtype(dtype, DTYPES)
@@ -79,8 +79,8 @@ class FlashInferBackend(TritonBackend):
             raise no_room(shape, dtype) from None
         except (OSError, RuntimeError) as error:
             raise AttentionError(
-                f"FlashInfer can neither load nor compile its kernels: {reason(error)}; put nvcc and ninja on "
-                "the PATH, install flashinfer-jit-cache, or take attention 'triton'"
+                f"FlashInfer can neither load nor compile its kernels: {reason(error)}; put nvcc and ninja "
+                "on the PATH, install flashinfer-jit-cache, or take attention 'triton'"
             ) from None
 
     def close(self) -> None:
@@ -116,7 +116,7 @@ class FlashInferBackend(TritonBackend):
             self._plan(step, attention)
             for spec, layer in {own.spec: layer for layer, own in enumerate(self._layers)}.items():
                 columns = [spec.q_size, spec.kv_size, spec.kv_size]
-                rows = torch.zeros(2, sum(columns), dtype=self._dtype, device=self._device)
-                out = torch.empty(2, spec.q_size, dtype=self._dtype, device=self._device)
-                self.run(layer, *rows.split(columns, dim=1), out)
+                fused = torch.zeros(2, sum(columns), dtype=self._dtype, device=self._device)
+                q, k, v = torch.split(fused, columns, dim=1)
+                self.run(layer, q, k, v, torch.empty_like(q, memory_format=torch.contiguous_format))
         self._step = None

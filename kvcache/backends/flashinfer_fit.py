@@ -1,4 +1,4 @@
-"""What FlashInfer's kernels take, and the steps that they are faster for than Triton's; it need not be there."""
+"""What FlashInfer's kernels take, and which steps they are faster for. It need not be installed for this."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from cleave.kvcache.step import StepPlan
 DTYPES = ("float16", "bfloat16")
 HEAD_DIMS = (64, 128, 256)
 
-# On one H200 FlashInfer's kernels took 12 to 17 % less time of the GPU than Triton's over prompts of 2,048 and
-# 8,192 tokens, whose rows see 1,024 and 4,096 keys on average. Where rows saw 500 or 256, four chunks and 16
-# prompts, they took from 3 % less (without grouped heads) to 17 % more. In between nothing was measured.
+# On one H200 FlashInfer's kernels took 12 to 17 % less time of the GPU than Triton's over prompts of 2,048
+# and 8,192 tokens, whose rows see 1,024 and 4,096 keys on average. Where rows saw 500 or 256, four chunks and
+# 16 prompts, they took from 3 % less (without grouped heads) to 17 % more. Nothing was measured in between.
 LEAST_KEYS = 1024
 """Keys that the average row of the chunks of a step sees, in the layer that sees fewest."""
 # They cost the host 60 to 90 us more in each layer, and about a millisecond more in `plan`; steps of few rows

@@ -1,8 +1,8 @@
 """FlashInfer where there is no GPU: its wrapper over torch, with the rules that the real one enforces.
 
 `plan` copies what it is given but for the pages' numbers, which `run` reads where they are, as there: so a
-plan that comes too late, or numbers that are not there by then, give wrong results. What the real one compiles
-at first use, and when, is told by `COMPILED` and by `flashinfer.jit`, which is here as there.
+plan that comes too late, or numbers that are not there by then, give wrong results. What the real one
+compiles when it is first used `COMPILED` has here, and `flashinfer.jit` tells it as there.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ Tensor = torch.Tensor
 HEAD_DIMS = (64, 128, 256)
 COMPILED: set[str] = set()
 """The kernels that are."""
+SHIPPED: set[str] = set()
+"""Those of the package flashinfer-jit-cache."""
 
 
 @dataclass
@@ -24,11 +26,14 @@ class JitSpec:
     """What one kernel is compiled from."""
 
     name: str
-    is_aot: bool = False
+
+    @property
+    def is_aot(self) -> bool:
+        return self.name in SHIPPED
 
     @property
     def is_compiled(self) -> bool:
-        return self.name in COMPILED
+        return self.is_aot or self.name in COMPILED
 
     def build_and_load(self) -> None:
         COMPILED.add(self.name)
