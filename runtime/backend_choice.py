@@ -84,8 +84,8 @@ def _flashinfer_is_faster(engine: Engine, specs: Sequence[AttentionSpec], max_po
     why = why_uncompiled(specs, engine.dtype)
     if why is not None:
         _log.info(
-            "attention is 'triton', though FlashInfer is installed: %s; a start with attention 'flashinfer' "
-            "compiles them, once, and so does flashinfer-jit-cache without compiling",
+            "attention is 'triton', though FlashInfer is installed: %s; one start with attention 'flashinfer' "
+            "compiles its kernels for all later ones, and the package flashinfer-jit-cache has them compiled",
             why,
         )
     return why is None

@@ -143,8 +143,9 @@ def test_flashinfer_has_what_it_was_measured_to_be_faster_for(
 
 
 def test_short_steps_have_the_bits_of_triton() -> None:
-    data = draw_data(MIXED)
-    ours, tritons = (served(name, MIXED, data, dtype="float16") for name in ("flashinfer", "triton"))
+    case = replace(MIXED, specs=(SPEC, replace(SPEC, rope=None)))
+    data = draw_data(case)
+    ours, tritons = (served(name, case, data, dtype="float16") for name in ("flashinfer", "triton"))
     for mine, others in zip(ours, tritons, strict=True):
         for out, other in zip(mine, others, strict=True):
             np.testing.assert_array_equal(out, other)

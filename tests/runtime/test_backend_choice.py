@@ -127,7 +127,7 @@ def test_where_one_is_not_compiled_it_is_triton_and_why_is_said_once(
     assert chosen(engine, specs=specs) == "triton"
     (line,) = caplog.messages
     assert f"attention is 'triton', though FlashInfer is installed: {missing}; " in line
-    assert "a start with attention 'flashinfer' compiles" in line
+    assert "one start with attention 'flashinfer' compiles its kernels for all later ones" in line
     assert chosen(engine, "flashinfer", specs) == "flashinfer"
     assert len(caplog.messages) == 1
 
