@@ -84,8 +84,9 @@ def _flashinfer_is_faster(engine: Engine, specs: Sequence[AttentionSpec], max_po
     why = why_uncompiled(specs, engine.dtype)
     if why is not None:
         _log.info(
-            "attention is 'triton', though FlashInfer is installed: %s; one start with attention 'flashinfer' "
-            "compiles its kernels for all later ones, and the package flashinfer-jit-cache has them compiled",
+            "attention is 'triton', though FlashInfer is installed: %s; one start with attention "
+            "'flashinfer' compiles its kernels for all later ones, and the package flashinfer-jit-cache has "
+            "them compiled",
             why,
         )
     return why is None

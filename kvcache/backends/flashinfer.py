@@ -73,8 +73,9 @@ class FlashInferBackend(TritonBackend):
         self._check_device(usable(device, self._name))
         self._reach = reach(shape.specs, shape.max_position)
         super().__init__(shape, device=device, dtype=dtype, max_sequences=max_sequences)
+        self._warm_up(self._chunks)
         try:
-            self._warm_up()
+            self._warm_up(self._long)
         except torch.OutOfMemoryError:
             raise no_room(shape, dtype) from None
         except (OSError, RuntimeError) as error:
@@ -106,17 +107,16 @@ class FlashInferBackend(TritonBackend):
     def _attention_of(self, step: StepPlan) -> Chunks:
         return self._long if self._is_asked or is_faster(step, self._reach) else self._chunks
 
-    def _warm_up(self) -> None:
-        """Run two tokens both ways: a request may be long before the first one that needs the other way."""
+    def _warm_up(self, attention: Chunks) -> None:
+        """Run a chunk of two tokens this way: it may be long before the first request that needs it."""
         if min(self._shape.max_tokens, self._shape.max_position) < 2:
             return
         two = np.arange(2)
         step = StepPlan(two * 2, np.zeros(1, np.int64), two, two, np.zeros((1, 1), np.int32))
-        for attention in (self._chunks, self._long):
-            self._plan(step, attention)
-            for spec, layer in {own.spec: layer for layer, own in enumerate(self._layers)}.items():
-                columns = [spec.q_size, spec.kv_size, spec.kv_size]
-                fused = torch.zeros(2, sum(columns), dtype=self._dtype, device=self._device)
-                q, k, v = torch.split(fused, columns, dim=1)
-                self.run(layer, q, k, v, torch.empty_like(q, memory_format=torch.contiguous_format))
+        self._plan(step, attention)
+        for spec, layer in {own.spec: layer for layer, own in enumerate(self._layers)}.items():
+            columns = [spec.q_size, spec.kv_size, spec.kv_size]
+            fused = torch.zeros(2, sum(columns), dtype=self._dtype, device=self._device)
+            q, k, v = torch.split(fused, columns, dim=1)
+            self.run(layer, q, k, v, torch.empty_like(q, memory_format=torch.contiguous_format))
         self._step = None
