@@ -50,7 +50,11 @@ class InductorBuilder:
             **_device_fields(self._device),
             "dtype": dtype,
             "deterministic": options.deterministic,
-            "profile": ("any rows", *(f"{rows} rows" for rows in self._functions.small)),
+            "profile": (
+                "any rows",
+                *(f"{rows} rows" for rows in self._functions.small),
+                *(f"up to {band} rows" for band in self._functions.bands),
+            ),
         }
         self.key = EngineKey(fields)
 

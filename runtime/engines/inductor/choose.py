@@ -35,6 +35,9 @@ _ROWS = (
 _MATRIX = (Blocks(64, 128, 4, 4), Blocks(64, 128, 4, 3), Blocks(128, 64, 4, 4), Blocks(32, 128, 4, 5))
 _SPLIT = (Blocks(64, 64, 4, 6, 3), Blocks(64, 128, 4, 4, 3), Blocks(64, 128, 4, 3, 6))
 """From a wider search on an H200: for every shape one of them is within 2 % of the fastest."""
+_BAND_SWIGLU = {64: (Blocks(128, 128, 8, 3), Blocks(128, 64, 8, 4)), 128: (Blocks(128, 64, 8, 3),)}
+_BAND_SPLIT = {64: (Blocks(64, 64, 4, 5, 3),), 128: (Blocks(64, 64, 4, 4, 4),)}
+"""The same for bands, by their most rows; all else of so many rows the library multiplies faster."""
 _COLD = 200 << 20
 """Bytes of weights that are read in turn, so that none is still in the GPU's cache."""
 _LAUNCH = 3e-6
@@ -53,7 +56,7 @@ class Linear:
     """What a linear layer is, as far as its speed goes."""
 
     rows: int
-    """Rows of its input."""
+    """Rows of its input; of a band, the most."""
     height: int
     """Rows of its weight."""
     width: int
@@ -102,6 +105,8 @@ class Chooser:
 
     def _choose(self, layer: Linear) -> Blocks | None:
         candidates = _candidates(layer)
+        if len(candidates) == 1:
+            return candidates[0]
         count = max(2, -(-_COLD // (layer.height * layer.width * self._dtype.itemsize)))
         x, calls = self._calls(layer, candidates, self._device, count)
         seconds = seconds_of(x, calls)
@@ -137,6 +142,9 @@ class Chooser:
 
 def _candidates(layer: Linear) -> tuple[Blocks | None, ...]:
     """The library's product first."""
+    if layer.rows in _BAND_SPLIT:
+        own = _BAND_SPLIT if layer.norm_after else _BAND_SWIGLU if layer.swiglu else {}
+        return (None, *own.get(layer.rows, ()))
     if layer.norm_after:
         return (None, *_SPLIT)
     if layer.rows > 1:

@@ -122,7 +122,7 @@ class InductorEngine:
             size = self._graphs.size_for(tokens)
             if size is not None:
                 given = self._inputs.send(token_ids, logit_rows, size, size, sampled)
-                compiled_for = self._functions.rows_for(size)
+                compiled_for = self._functions.band_for(size)
                 output = self._graphs.run(size, key, lambda: self._step(given, attention, compiled_for))
                 return first_rows(output, len(logit_rows))
         layers = self._layer_graphs if self._observer is None else None
@@ -177,10 +177,12 @@ class InductorEngine:
         try:
             for size in reversed(layers.sizes):
                 given = self._inputs.send(np.zeros(size, np.int64), np.arange(2), size, 2)
+                compiled_for = self._functions.band_for(size)
                 # For real first: the library's products have other kernels for other numbers of rows.
-                run_layers(self._layers(given, {}, None), NoAttention())
+                run_layers(self._layers(given, {}, compiled_for), NoAttention())
                 values: Values = {}
-                layers.capture(size, self._layers(given, values, None), len(self._given) - 1, values)
+                captured = self._layers(given, values, compiled_for)
+                layers.capture(size, captured, len(self._given) - 1, values)
         except torch.OutOfMemoryError:
             # They spare the host time, and no step needs them.
             _log.warning("%s has no room for graphs of small prefill steps; they are launched", self.device)
@@ -188,7 +190,7 @@ class InductorEngine:
             self._layer_graphs = None
 
     def _step(self, given: StepNumbers, attention: Attention, compiled_for: int | None) -> DeviceOutput:
-        """The whole of a step, by the functions for so many rows; None: for any number."""
+        """The whole of a step, by the functions that `rows_for` or `band_for` names."""
         values: Values = {}
         run_layers(self._layers(given, values, compiled_for), attention)
         return self._last(values, given.logit_rows, compiled_for)

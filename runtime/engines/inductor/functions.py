@@ -22,12 +22,13 @@ from cleave.runtime.engines.inductor.fuse import fuse_small_linears
 from cleave.runtime.engines.inductor.join import join_linears
 from cleave.runtime.engines.inductor.pick import pick_first
 from cleave.runtime.engines.inductor.program import Program, program_of
-from cleave.runtime.engines.inductor.small import MOST_ROWS
 from cleave.runtime.engines.residual import check_observable, with_residual
 from cleave.runtime.triton_launch import compiled_side_by_side
 
 SMALL = {"cuda": (1, 2, 4, 8, 16, 32), "cpu": (1,)}
 """Numbers of rows that are compiled for on their own; all others share one function a program."""
+BANDS = (64, 128)
+"""On a GPU steps of more rows than those, up to so many, share own kernels where these are faster."""
 _KERNEL_SOURCES = (
     "choose.py",
     "compiler.py",
@@ -68,6 +69,8 @@ class Functions:
         self.chooser: Chooser | None = None
         if device.type == "cuda" and self._dtype.itemsize == 2 and not deterministic:
             self.chooser = Chooser(self._dtype, device, None if folder is None else folder / _CHOSEN)
+        self.bands = BANDS if self.chooser is not None else ()
+        """The most rows of steps that share own kernels."""
         self._last = len(self.pieces) - 1
         self._programs = {self._role(index): self._program(index) for index in {0, 1, self._last}}
         self._compiled: dict[tuple[str, int | None], Compiled] = {}
@@ -86,8 +89,20 @@ class Functions:
         """The rows that a step of `tokens` tokens is compiled for; None: any number from two on."""
         return tokens if tokens in self.small else None
 
+    def band_for(self, tokens: int) -> int | None:
+        """The same for steps that are captured, which also have the bands.
+
+        Pieces of a band are run as they are, for any number of rows in it. That costs the host more than
+        compiled ones, and a replay nothing.
+        """
+        fits = (band for band in self.bands if self.small[-1] < tokens <= band)
+        return self.rows_for(tokens) or next(fits, None)
+
     def get(self, index: int, rows: int | None) -> Compiled:
-        """The function of piece `index`, for inputs of `rows` rows. It takes inputs, then weights."""
+        """The function of piece `index`, for inputs of `rows` rows; if that is a band, of those in it.
+
+        It takes inputs, then weights.
+        """
         role = self._role(index)
         function = self._compiled.get((role, rows))
         if function is None:
@@ -115,12 +130,14 @@ class Functions:
     def compile_all(self, folder: Path, done: Callable[[str, int | None], None] | None = None) -> None:
         """Make every function and keep it in `folder`, an empty one; `done` is told of each.
 
-        The kernels for few rows are compiled in other threads while Inductor compiles for any number.
+        The kernels for few rows are compiled in other threads while Inductor compiles for any number. For the
+        bands nothing else is compiled.
         """
+        layers = self._small_linears() if self.chooser is not None else []
         with contextlib.ExitStack() as stack:
             if self.chooser is not None:
                 stack.enter_context(compiled_side_by_side())
-                self.chooser.compile(self._small_linears())
+                self.chooser.compile(layers)
             for index, rows in self._all():
                 if rows is not None:
                     stack.close()
@@ -128,6 +145,8 @@ class Functions:
                 if done is not None:
                     done(self._role(index), rows)
         if self.chooser is not None:
+            for layer in layers:
+                self.chooser(layer)
             self.chooser.keep(folder / _CHOSEN)
 
     def _all(self) -> list[tuple[int, int | None]]:
@@ -141,13 +160,15 @@ class Functions:
         program = self._program_for(index, rows)
         if is_direct(program):
             return program.module.forward
+        if rows in self.bands:  # Inductor has something to join: no own kernel was chosen, or that is not all
+            return self.get(index, None)
         return self._compiler.compile(program, self._role(index), rows, *self._examples(index), keep=keep)
 
     def _small_linears(self) -> list[Linear]:
         """Every layer that the chooser will be asked for; which they are does not depend on its answers."""
         layers: dict[Linear, None] = {}
-        for index, rows in self._all():
-            if rows is not None and rows <= MOST_ROWS:
+        for index in sorted({0, 1, self._last}):
+            for rows in (*self.small, *self.bands):
                 fuse_small_linears(*self._few_rows(index, rows), layers.setdefault)
         return list(layers)
 
@@ -185,7 +206,7 @@ class Functions:
         if rows is None:
             picked = pick_first(program)
             return add_in_place(picked, self._owned(index), self._weight_shapes(index, picked))
-        if rows > MOST_ROWS or self.chooser is None:
+        if self.chooser is None:
             return program
         return fuse_small_linears(*self._few_rows(index, rows), self.chooser)
 

@@ -8,8 +8,6 @@ from cleave.runtime.engines.inductor import small_launch
 from cleave.runtime.engines.inductor.small_launch import Blocks, block_rows, multiply
 
 Tensor = torch.Tensor
-MOST_ROWS = 32
-"""With more rows than this the library's products are as fast."""
 
 
 @torch.library.custom_op("cleave::small_linear", mutates_args=())
@@ -22,7 +20,7 @@ def small_linear(
     swiglu: bool,
     blocks: list[int],
 ) -> Tensor:
-    """A linear layer without bias over at most 32 rows, with what is fused to it.
+    """A linear layer without bias over at most 128 rows, with what is fused to it.
 
     x [rows, width]; weight [height, width]; norm [width] of an RMS norm of x; residual and the result are
     [rows, height], with `swiglu` [rows, height / 2]. All of one 16-bit dtype. The norm is for one row only.
@@ -45,7 +43,7 @@ def _(
 
 @torch.library.custom_op("cleave::split_linear", mutates_args=())
 def split_linear(x: Tensor, weight: Tensor, blocks: list[int]) -> Tensor:
-    """A linear layer without bias over 2 to 32 rows, whose parts `add_norm` adds up.
+    """A linear layer without bias over 2 to 128 rows, whose parts `add_norm` adds up.
 
     x [rows, width]; weight [height, width]; the result is [splits, rows, height] float32.
     """

@@ -76,8 +76,8 @@ def linear(
 
 
 def block_rows(rows: int) -> int:
-    """Rows of a block that holds up to 32 of them: as few as there are kernels for."""
-    return 16 if rows <= 16 else 32
+    """Rows of a block that holds up to 128 of them: as few as there are kernels for."""
+    return next(size for size in (16, 32, 64, 128) if rows <= size)
 
 
 def multiply(

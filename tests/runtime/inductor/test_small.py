@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from cleave.errors import EngineError
+from cleave.runtime.engines.inductor import choose
 from cleave.runtime.engines.inductor.choose import Linear
 from cleave.runtime.engines.inductor.direct import is_direct
 from cleave.runtime.engines.inductor.fix import fix_rows
@@ -112,6 +113,33 @@ def test_the_parts_of_a_linear_layer_are_added_up_by_the_norm(
     assert_close(total, wanted, dtype)
     assert_close(normed, rms_norm(wanted, factors.double(), EPSILON), dtype)
     torch.testing.assert_close(normed, rms_norm(total, factors, EPSILON))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [33, 40, 64, 65, 100, 127])
+@pytest.mark.parametrize(("height", "width"), [(256, 256), (272, 200)], ids=["even", "ragged"])
+def test_the_layers_of_a_band(dtype: torch.dtype, rows: int, height: int, width: int) -> None:
+    """By all kernels that are timed for it."""
+    band = 64 if rows <= 64 else 128
+    x, weight = random(rows, width, dtype=dtype, seed=0), random(height, width, dtype=dtype, seed=1) / 8
+    residual, factors = random(rows, height, dtype=dtype, seed=2), random(height, dtype=dtype, seed=3)
+    library, *kernels = choose._candidates(Linear(band, height, width, swiglu=True))
+    assert library is None
+    assert kernels
+    wanted = linear_layer(x, weight, swiglu=True)
+    for blocks in kernels:
+        got = small_linear(x, weight, None, None, EPSILON, True, list(astuple(blocks)))
+        assert_close(got, wanted, dtype)
+    library, *kernels = choose._candidates(Linear(band, height, width, residual=True, norm_after=True))
+    assert library is None
+    assert kernels
+    wanted = linear_layer(x, weight, residual=residual)
+    for blocks in kernels:
+        parts = split_linear(x, weight, list(astuple(blocks)))
+        assert parts.shape == (blocks.splits, rows, height)
+        total, normed = add_norm(parts, residual, factors, EPSILON)
+        assert_close(total, wanted, dtype)
+        assert_close(normed, rms_norm(wanted, factors.double(), EPSILON), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
