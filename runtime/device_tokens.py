@@ -21,6 +21,11 @@ class SampledTokens:
         self._likeliest = likeliest
         self._sampler = sampler
 
+    @property
+    def draws(self) -> bool:
+        """See `DeviceTokens`."""
+        return True
+
     def takes(self, state: SamplingState | None, *, in_lockstep: bool = False) -> bool:
         """See `DeviceTokens`."""
         return self._sampler.takes(state, in_lockstep=in_lockstep)

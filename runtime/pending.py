@@ -35,6 +35,10 @@ class Pending(Protocol):
 class DeviceTokens(Protocol):
     """Chooses the tokens of launched steps on the device."""
 
+    @property
+    def draws(self) -> bool:
+        """Whether it draws tokens too; else the host does for every request that is not greedy."""
+
     def takes(self, state: SamplingState | None, *, in_lockstep: bool = False) -> bool:
         """Whether it can choose for such a request; others need the host between logits and token.
 
@@ -58,6 +62,11 @@ class LikeliestTokens:
         """For an engine on `device`, "cpu" or "cuda:0", and steps that sample up to `rows` rows."""
         self._buffers = [_Buffer(device, rows) for _ in range(_UNDER_WAY)]
         self._next = 0
+
+    @property
+    def draws(self) -> bool:
+        """See `DeviceTokens`."""
+        return False
 
     def takes(self, state: SamplingState | None, *, in_lockstep: bool = False) -> bool:
         """See `DeviceTokens`."""

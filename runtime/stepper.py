@@ -54,8 +54,10 @@ class Stepper:
         self._engine = engine
         self._on_device = device_engine(engine)
         self._attention = attention
-        self._sampler = Sampler()
         self._tokens = tokens
+        self._host_sampler: Sampler | None = None
+        if tokens is None or not tokens.draws:
+            self._host_sampler = Sampler()
         self._put_off: set[int] = set()
 
     def can_launch(self, step: Step) -> bool:
@@ -188,8 +190,15 @@ class Stepper:
             output = self._on_device.launch(token_ids, wanted.rows, self._attention)
             return self._tokens.choose(output, wanted).result(), {}
         logits = self._engine.run(token_ids, wanted.rows, self._attention)
-        scored = wanted.score(logits, self._sampler)
-        return self._sampler.sample(logits[: wanted.sampled], wanted.states), scored
+        sampler = self._on_host()
+        scored = wanted.score(logits, sampler)
+        return sampler.sample(logits[: wanted.sampled], wanted.states), scored
+
+    def _on_host(self) -> Sampler:
+        """The host's sampler. Where the device draws few requests need it, and it takes a second to make."""
+        if self._host_sampler is None:
+            self._host_sampler = Sampler()
+        return self._host_sampler
 
     def _stays(self, wanted: LogitRows) -> bool:
         """Whether the logits need not come to the host, though it waits for the tokens."""

@@ -1,4 +1,4 @@
-"""A second start of the GPU engine, in a home folder of its own, compiles nothing."""
+"""A second start of the GPU engine, in a home folder of its own, compiles nothing and brings in little."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = [
 ]
 START = """
 import json, sys
-import triton
+import psutil, triton
 from cleave import LLM, SamplingParams
 compiled = []
 def listen(*, src, cache_hit, **told):
@@ -31,12 +31,15 @@ with LLM(sys.argv[1], "inductor", max_sequences=8, cache=sys.argv[2]) as llm:
     drawn = llm.generate(["Once upon a time"], params)
     answers = [list(answer.token_ids) for answer in (*greedy, *drawn)]
     compilations = llm.model.engine.compilations
-print(json.dumps([compiled, compilations, answers]))
+    # Inductor's compile workers, and what the host's sampler is compiled by.
+    children = [" ".join(child.cmdline()) for child in psutil.Process().children()]
+    brought_in = [[line for line in children if "compile_worker" in line], "numba" in sys.modules]
+print(json.dumps([compiled, compilations, answers, brought_in]))
 """
 
 
 def start(artifact: Path, cache: Path, home: Path) -> Any:
-    """Kernels compiled, functions compiled, and answers of a process in a new home."""
+    """Kernels compiled, functions compiled, answers, and what else came, of a process in a new home."""
     home.mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
     environment |= {"HOME": str(home), "TORCHINDUCTOR_CACHE_DIR": str(home / "inductor")}
@@ -46,6 +49,6 @@ def start(artifact: Path, cache: Path, home: Path) -> Any:
 
 
 def test_a_start_in_a_new_home_compiles_nothing(demo_artifact: Path, tmp_path: Path) -> None:
-    first, _, answers = start(demo_artifact, tmp_path / "engines", tmp_path / "first")
+    first, _, answers, _ = start(demo_artifact, tmp_path / "engines", tmp_path / "first")
     assert {"matrix_kernel", "vector_kernel", "decode_kernel", "draw_kernel"} <= set(first)
-    assert start(demo_artifact, tmp_path / "engines", tmp_path / "second") == [[], 0, answers]
+    assert start(demo_artifact, tmp_path / "engines", tmp_path / "second") == [[], 0, answers, [[], False]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ import torch
 from cleave.errors import EngineError
 from cleave.kvcache.server import AttentionServer
 from cleave.kvcache.spec import AttentionSpec
+from cleave.runtime import stepper as stepper_module
 from cleave.runtime.device_tokens import SampledTokens
 from cleave.runtime.engines.engine import DeviceOutput
 from cleave.runtime.pending import LikeliestTokens
+from cleave.runtime.sampling.sampler import Sampler
 from cleave.runtime.sampling.state import SamplingState
 from cleave.runtime.sampling_params import SamplingDefaults, SamplingParams
 from cleave.runtime.sequence import Sequence
@@ -215,3 +218,43 @@ def test_in_lockstep_the_device_samples_structured_output_too() -> None:
     assert "not finite" in outcome.errors[2]
     assert outcome.logprobs[1].top_tokens.tolist() == [101, 0]
     assert rig.committed() == {0, 1, 3}
+
+
+class TakesLogits(DeviceEngine):
+    """Its logits may come to the host."""
+
+    def run(self, token_ids: Any, logit_rows: Any, attention: Any) -> Any:
+        return Engine.run(self, token_ids, logit_rows, attention)
+
+
+@pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")
+def test_where_the_device_draws_the_hosts_sampler_waits_for_who_needs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("triton")
+    from cleave.runtime.sampling.device.sampler import DeviceSampler
+
+    made: list[Sampler] = []
+
+    def make() -> Sampler:
+        made.append(Sampler())
+        return made[-1]
+
+    monkeypatch.setattr(stepper_module, "Sampler", make)
+    rig = Rig(2)
+    assert len(made) == 1
+    likeliest = LikeliestTokens("cpu", 2)
+    Stepper(TakesLogits(), rig.server, likeliest)
+    assert len(made) == 2
+    rig.stepper = Stepper(TakesLogits(), rig.server, SampledTokens(likeliest, DeviceSampler(200, "cpu", 2)))
+    sampling(rig.step[0].sequence, temperature=0.01, logprobs=1, seed=1)
+    assert rig.run(rig.step[:1]).tokens == {0: 100}
+    assert len(made) == 2
+    scored = Sequence(2, (3, 4), 4, frozenset())
+    sampling(scored, temperature=0.0, prompt_logprobs=0)
+    rig.server.open(2)
+    outcome = rig.run((ScheduledChunk(scored, 0, 2, True),))
+    assert len(made) == 3
+    assert outcome.tokens == {2: 104}
+    (first,) = outcome.prompt_logprobs[2]
+    assert first.logprob == pytest.approx(-math.log(199 + math.e))

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 from torch._dynamo.source import ConstantSource
 from torch._guards import TracingContext, tracing
-from torch._inductor import CompiledArtifact, standalone_compile  # type: ignore[attr-defined]
+from torch._inductor import CompiledArtifact, config, standalone_compile  # type: ignore[attr-defined]
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
@@ -69,7 +69,7 @@ class Compiler:
         of a model apart in the folder. `keep` is a folder that the function is written to.
         """
         file = file_name(name, rows)
-        if self._folder is not None and (found := _load(self._folder / file)) is not None:
+        if self._folder is not None and (found := _load(self._folder / file, self._device)) is not None:
             return found
         from cleave.runtime.engines.inductor.lowering import lower_add_product  # takes seconds
 
@@ -144,12 +144,15 @@ def _any_number(mode: FakeTensorMode, name: str) -> Any:
     return stand_in.shape[0]
 
 
-def _load(file: Path) -> Compiled | None:
+def _load(file: Path, device: torch.device) -> Compiled | None:
     """What was compiled before; None where that is not there, or of another torch."""
     if not file.is_file():
         return None
+    # For a GPU Inductor starts processes to compile kernels in, one a core, though all of them are in the
+    # file; and where a program ends soon, it waits until they have started. For a CPU it starts threads.
+    workers = {"compile_threads": 1} if device.type == "cuda" else {}
     try:
-        with _RECORDING:
+        with _RECORDING, config.patch(workers):
             loaded: Compiled = CompiledArtifact.load(path=str(file), format="binary")
     except Exception as error:  # it asserts where the file is of another torch, and fails where it is damaged
         _log.info("%s is compiled again: %s", file.name, reason(error))

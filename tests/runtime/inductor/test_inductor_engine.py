@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 import torch
 from command import cleave
+from torch._inductor import CompiledArtifact
+from torch._inductor import config as inductor_config
+from torch._inductor.async_compile import AsyncCompile
 
 from cleave import LLM, SamplingParams
 from cleave.errors import EngineError
@@ -20,6 +23,7 @@ from cleave.kvcache.server import AttentionServer
 from cleave.kvcache.step import Chunk
 from cleave.runtime.compare.trace import to_numpy
 from cleave.runtime.engines.engine import Engine, EngineOptions, create_engine
+from cleave.runtime.engines.inductor import compiler
 from cleave.runtime.engines.inductor import engine as engine_module
 from cleave.runtime.engines.inductor import functions as functions_module
 from cleave.runtime.engines.inductor.choose import Linear
@@ -107,6 +111,29 @@ def test_a_damaged_file_is_compiled_again(demo: Artifact, built: Path, tmp_path:
     engine = InductorEngine(demo, options(tmp_path))
     run_steps(engine, demo)
     assert engine.compilations == 1
+
+
+def test_what_was_built_for_a_gpu_is_loaded_without_compile_workers(
+    built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, answers = CompiledArtifact.load, []
+
+    def load_kernels(**given: Any) -> Any:
+        # What Inductor writes for a GPU asks so for each of its kernels.
+        answers.append(AsyncCompile.use_process_pool())
+        return load(**given)
+
+    def start() -> Any:
+        raise RuntimeError("a pool of compile workers was started")
+
+    monkeypatch.setattr(CompiledArtifact, "load", load_kernels)
+    monkeypatch.setattr(AsyncCompile, "process_pool", start)
+    monkeypatch.setattr(AsyncCompile, "_ready_future", None)
+    with inductor_config.patch(compile_threads=4):
+        file = built / compiler.file_name("middle", None)
+        assert compiler._load(file, torch.device("cuda")) is not None
+        assert inductor_config.compile_threads == 4
+    assert answers == [False]
 
 
 def test_the_logits_are_those_of_the_onnxruntime_engine(engine: InductorEngine, demo: Artifact) -> None:

@@ -166,6 +166,11 @@ class DeviceTokens:
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
 
+    @property
+    def draws(self) -> bool:
+        """See DeviceTokens: in lockstep the host does."""
+        return False
+
     def takes(self, state: SamplingState | None, *, in_lockstep: bool = False) -> bool:
         """All of them one step ahead: their grammars allow everything. In lockstep the host chooses."""
         return not in_lockstep
