@@ -54,7 +54,6 @@ PARTS = {
     "memory measured": f"{INDUCTOR}.engine:InductorEngine.free_memory",
     "attention server": "cleave.runtime.model:AttentionServer",
     "warm-up": "cleave.runtime.model:warm_up",
-    "host's sampler": "cleave.runtime.stepper:Sampler",
     "kernels kept": "cleave.runtime.kept_kernels:_publish",
     "captures": f"{INDUCTOR}.graphs:GraphPool.capture",
 }

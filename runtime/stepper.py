@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,9 +56,7 @@ class Stepper:
         self._on_device = device_engine(engine)
         self._attention = attention
         self._tokens = tokens
-        self._host_sampler: Sampler | None = None
-        if tokens is None or not tokens.draws:
-            self._host_sampler = Sampler()
+        self._host_sampler = self._begin_sampler()
         self._put_off: set[int] = set()
 
     def can_launch(self, step: Step) -> bool:
@@ -190,15 +189,21 @@ class Stepper:
             output = self._on_device.launch(token_ids, wanted.rows, self._attention)
             return self._tokens.choose(output, wanted).result(), {}
         logits = self._engine.run(token_ids, wanted.rows, self._attention)
-        sampler = self._on_host()
+        sampler = self._host_sampler.result()
         scored = wanted.score(logits, sampler)
         return sampler.sample(logits[: wanted.sampled], wanted.states), scored
 
-    def _on_host(self) -> Sampler:
-        """The host's sampler. Where the device draws few requests need it, and it takes a second to make."""
-        if self._host_sampler is None:
-            self._host_sampler = Sampler()
-        return self._host_sampler
+    def _begin_sampler(self) -> Future[Sampler]:
+        """The host's sampler, which takes a second to make, or several where its code is not kept.
+
+        Where the device draws, few requests need it, and no start waits for it.
+        """
+        maker = ThreadPoolExecutor(1, "cleave-make-sampler")
+        made = maker.submit(Sampler)
+        maker.shutdown(wait=False)
+        if self._tokens is None or not self._tokens.draws:
+            made.result()
+        return made
 
     def _stays(self, wanted: LogitRows) -> bool:
         """Whether the logits need not come to the host, though it waits for the tokens."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from typing import Any
 
 import numpy as np
@@ -228,33 +229,33 @@ class TakesLogits(DeviceEngine):
 
 
 @pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")
-def test_where_the_device_draws_the_hosts_sampler_waits_for_who_needs_it(
+def test_where_the_device_draws_only_who_needs_the_hosts_sampler_waits_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("triton")
     from cleave.runtime.sampling.device.sampler import DeviceSampler
 
-    made: list[Sampler] = []
+    may_end, made = threading.Event(), list[Sampler]()
 
     def make() -> Sampler:
+        assert may_end.wait(60)
         made.append(Sampler())
         return made[-1]
 
+    rig, likeliest = Rig(2), LikeliestTokens("cpu", 2)
     monkeypatch.setattr(stepper_module, "Sampler", make)
-    rig = Rig(2)
-    assert len(made) == 1
-    likeliest = LikeliestTokens("cpu", 2)
-    Stepper(TakesLogits(), rig.server, likeliest)
-    assert len(made) == 2
     rig.stepper = Stepper(TakesLogits(), rig.server, SampledTokens(likeliest, DeviceSampler(200, "cpu", 2)))
     sampling(rig.step[0].sequence, temperature=0.01, logprobs=1, seed=1)
     assert rig.run(rig.step[:1]).tokens == {0: 100}
-    assert len(made) == 2
+    assert not made
+    may_end.set()
     scored = Sequence(2, (3, 4), 4, frozenset())
     sampling(scored, temperature=0.0, prompt_logprobs=0)
     rig.server.open(2)
     outcome = rig.run((ScheduledChunk(scored, 0, 2, True),))
-    assert len(made) == 3
+    assert len(made) == 1
     assert outcome.tokens == {2: 104}
     (first,) = outcome.prompt_logprobs[2]
     assert first.logprob == pytest.approx(-math.log(199 + math.e))
+    Stepper(TakesLogits(), rig.server, likeliest)
+    assert len(made) == 2
