@@ -25,7 +25,8 @@ def small_linear(
     x [rows, width]; weight [height, width]; norm [width] of an RMS norm of x; residual and the result are
     [rows, height], with `swiglu` [rows, height / 2]. All of one 16-bit dtype. The norm is for one row only.
     """
-    return small_launch.linear(x, weight, norm, residual, epsilon, swiglu, Blocks(*blocks))
+    residual = None if residual is None else residual.contiguous()
+    return small_launch.linear(x.contiguous(), weight, norm, residual, epsilon, swiglu, Blocks(*blocks))
 
 
 @small_linear.register_fake
@@ -47,7 +48,7 @@ def split_linear(x: Tensor, weight: Tensor, blocks: list[int]) -> Tensor:
 
     x [rows, width]; weight [height, width]; the result is [splits, rows, height] float32.
     """
-    return multiply(x, weight, None, False, Blocks(*blocks), block_rows(len(x)))
+    return multiply(x.contiguous(), weight, None, False, Blocks(*blocks), block_rows(len(x)))
 
 
 @split_linear.register_fake

@@ -174,12 +174,12 @@ def add_norm_kernel(
 
 
 @triton.jit
-def fetch(weight, row, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Have the first COLUMNS of the rows `row` [ROWS] of a matrix of 16-bit values brought into the GPU's
-    cache.
+def fetch(weight, row, begin, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Have COLUMNS from `begin` on of the rows `row` [ROWS] of a matrix of 16-bit values brought into the
+    GPU's cache; none behind the row's end.
     """
     LINE: tl.constexpr = 64
-    column = tl.minimum(tl.arange(0, COLUMNS // LINE) * LINE, width - 1)
+    column = tl.minimum(begin + tl.arange(0, COLUMNS // LINE) * LINE, width - 1)
     at = (weight + row[:, None].to(tl.int64) * width + column[None, :]).to(tl.int64)
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1
@@ -227,7 +227,7 @@ def matrix_kernel(
     weight_at = weight + n[:, None].to(tl.int64) * width + k[None, :]
     if EARLY:
         if FETCH:
-            fetch(weight + begin, n, width, BLOCK_N, FETCH)
+            fetch(weight, n, begin, width, BLOCK_N, FETCH)
         gdc_wait()
 
     sums = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)

@@ -19,7 +19,7 @@ from cleave.runtime.sampling.device.cut_kernels import (
 from cleave.runtime.sampling.device.draw_kernels import draw_kernel, scan_kernel, weigh_kernel
 from cleave.runtime.sampling.device.edit_kernels import bias_kernel, edit_kernel
 from cleave.runtime.sampling.device.logprob_kernels import measure_kernel, rank_kernel
-from cleave.runtime.sampling.device.parameters import Parameters
+from cleave.runtime.sampling.device.parameters import Parameters, kept_by_top_k
 from cleave.runtime.sampling.device.results import Results
 from cleave.runtime.sampling.device.slots import BIASES, Slots
 from cleave.runtime.sampling.state import SamplingState
@@ -68,17 +68,18 @@ class Launches:
     logprobs: bool
 
     @classmethod
-    def of(cls, states: Sequence[SamplingState | None]) -> Launches:
+    def of(cls, states: Sequence[SamplingState | None], vocab: int) -> Launches:
         """What rows of these states need."""
         known = [state for state in states if state is not None]
-        settings = [state.settings for state in known if state.settings[0] != 0.0]
+        drawn = [state.settings for state in known if state.settings[0] != 0.0]
+        filters = [(kept_by_top_k(top_k, vocab), (top_p or 1.0) < 1.0) for _, top_k, top_p, _ in drawn]
         return cls(
             edits=any(state.always_edits or state.min_tokens > 0 for state in known),
             has_biases=any(len(state.biased) > 0 for state in known),
-            draws=bool(settings),
-            filters=any((top_k or 0) > 0 or (top_p or 1.0) < 1.0 for _, top_k, top_p, _ in settings),
-            top_k=any((top_k or 0) > 0 for _, top_k, _, _ in settings),
-            top_p_alone=any(not top_k and (top_p or 1.0) < 1.0 for _, top_k, top_p, _ in settings),
+            draws=bool(drawn),
+            filters=any(top_k or has_top_p for top_k, has_top_p in filters),
+            top_k=any(top_k for top_k, _ in filters),
+            top_p_alone=any(has_top_p and not top_k for top_k, has_top_p in filters),
             logprobs=any(state.logprobs is not None for state in known),
         )
 

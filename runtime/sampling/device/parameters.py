@@ -90,7 +90,7 @@ def packed_row(state: SamplingState | None, vocab: int) -> npt.NDArray[np.int64]
         reals[field.value] = penalty
     if scale == 0.0:
         return numbers
-    ints[fields.TOP_K.value] = top_k if 0 < (top_k or 0) < vocab else 0
+    ints[fields.TOP_K.value] = kept_by_top_k(top_k, vocab)
     reals[fields.SCALE.value] = scale
     reals[fields.FAR.value] = _FAR / scale
     reals[fields.TOP_P.value] = top_p
@@ -98,6 +98,11 @@ def packed_row(state: SamplingState | None, vocab: int) -> npt.NDArray[np.int64]
     if min_p:
         reals[fields.MIN_P.value] = math.log2(min_p) / scale
     return numbers
+
+
+def kept_by_top_k(top_k: int | None, vocab: int) -> int:
+    """How many tokens top-k keeps; 0 for all of them, however many more it asks for."""
+    return top_k if top_k is not None and 0 < top_k < vocab else 0
 
 
 def _signed(number: int) -> int:

@@ -41,7 +41,7 @@ class DeviceSampler:
         self._parameters = Parameters(max_sequences, vocab, device)
         self._results = [Results(max_sequences, device) for _ in range(IN_FLIGHT)]
         self._next = 0
-        self._plan = _Plan([], [], Launches.of([]))
+        self._plan = _Plan([], [], Launches.of([], vocab))
 
     def takes(self, state: SamplingState | None, *, in_lockstep: bool = False) -> bool:
         """Whether rows of such a request can be sampled here.
@@ -97,7 +97,7 @@ class DeviceSampler:
         places = [(row.sequence, row.position) for row in rows]
         plan = self._plan
         if places != plan.places or slots != plan.slots:
-            plan = _Plan(places, slots, Launches.of([row.state for row in rows]))
+            plan = _Plan(places, slots, Launches.of([row.state for row in rows], self._buffers.vocab))
             of_rows = [0] * len(rows)
             for index, slot in zip(edited, slots, strict=True):
                 of_rows[index] = slot
@@ -120,7 +120,7 @@ def launch_all(vocab: int, device: torch.device) -> None:
     logits = torch.zeros(1, vocab, device=device)
     states = [SamplingState(params.resolved(SamplingDefaults()), (0,), vocab) for params in _WARM_UP]
     shared = Buffers(1, vocab, device), Slots(vocab, 1, device), Parameters(1, vocab, device)
-    Launches.of(states).run(logits, 1, *shared, Results(1, device))
+    Launches.of(states, vocab).run(logits, 1, *shared, Results(1, device))
 
 
 @dataclass(slots=True)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import operator
 from dataclasses import astuple
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import fx
 
 from cleave.errors import EngineError
-from cleave.runtime.engines.inductor import choose
+from cleave.runtime.engines.inductor import choose, small_launch
 from cleave.runtime.engines.inductor.choose import Linear
 from cleave.runtime.engines.inductor.direct import is_direct
 from cleave.runtime.engines.inductor.fix import fix_rows
@@ -81,6 +84,19 @@ def test_a_linear_layer_of_few_rows(dtype: torch.dtype, rows: int, width: int, f
     assert_close(got, linear_layer(x, weight, factors, residual, swiglu="swiglu" in fused), dtype)
 
 
+@pytest.mark.parametrize("rows", [1, 5])
+def test_what_is_given_may_be_columns_of_something_wider(rows: int) -> None:
+    """As what joined layers give."""
+    x, residual = random(rows, 512, dtype=torch.float16, seed=0).split(256, -1)
+    weight = random(256, 256, dtype=torch.float16, seed=1) / 8
+    blocks = list(astuple(Blocks(16, 64, 4, 3)))
+    wanted = linear_layer(x, weight, residual=residual)
+    assert_close(small_linear(x, weight, None, residual, EPSILON, False, blocks), wanted, torch.float16)
+    if rows > 1:
+        parts = split_linear(x, weight, list(astuple(Blocks(64, 64, 4, 3, 2))))
+        assert_close(parts.sum(0).half(), linear_layer(x, weight), torch.float16)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [256, 200], ids=["even", "ragged"])
 @pytest.mark.parametrize("fused", ["plain", "norm", "residual", "swiglu", "norm swiglu"])
@@ -113,6 +129,40 @@ def test_the_parts_of_a_linear_layer_are_added_up_by_the_norm(
     assert_close(total, wanted, dtype)
     assert_close(normed, rms_norm(wanted, factors.double(), EPSILON), dtype)
     torch.testing.assert_close(normed, rms_norm(total, factors, EPSILON))
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="looks on in Triton's interpreter")
+@pytest.mark.parametrize("splits", [0, 3, 6])
+@pytest.mark.parametrize("width", [1000, 576, 64])
+def test_what_is_fetched_early_is_of_the_weight(
+    splits: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every address, and of each row of it what its program reads first."""
+    from triton import language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    from cleave.runtime.engines.inductor import small_kernel
+
+    fetched: list[int] = []
+
+    def note(_: object, code: str, constraints: str, values: list[Any], *__: object) -> Any:
+        if "prefetch" in code:
+            fetched.extend(values[0].data.reshape(-1).tolist())
+        nothing = TensorHandle(np.zeros(values[0].data.shape if values else 1, np.int32), tl.int32)
+        return SimpleNamespace(get_result=lambda _: nothing)
+
+    for name in ("gdc_wait", "gdc_launch_dependents"):
+        monkeypatch.setattr(small_kernel, name, lambda: None)
+    monkeypatch.setattr(InterpreterBuilder, "create_inline_asm", note)
+    monkeypatch.setattr(small_launch, "_early", lambda device: {"EARLY": True})
+    x, weight = (random(rows, width, dtype=torch.float16, seed=rows) for rows in (2, 70))
+    blocks = Blocks(64, 64, 4, 6, splits)
+    small_launch.multiply(x, weight, None, False, blocks, 16)
+    places = {(address - weight.data_ptr()) // 2 for address in fetched}
+    assert 0 <= min(places) <= max(places) < weight.numel()
+    parts, steps = max(1, splits), -(-width // 64)
+    first = {row * width + part * steps // parts * 64 for row in range(70) for part in range(parts)}
+    assert first <= places
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -29,7 +29,7 @@ def test_what_kernels_are_given_is_aligned_to_sixteen_bytes(
 
     monkeypatch.setattr(launch_module, "launch", note)
     device = DeviceSampler(VOCAB, GPU, rows)
-    every = Launches.of([one for one in states(VOCAB, len(kinds(VOCAB))) if one is not None])
+    every = Launches.of([one for one in states(VOCAB, len(kinds(VOCAB))) if one is not None], VOCAB)
     logits = torch.zeros(rows, VOCAB, device=GPU)
     for results in device._results:
         every.run(logits, rows, device._buffers, device._slots, device._parameters, results)

@@ -177,6 +177,19 @@ def test_hard_rows_are_cut_where_the_cpu_cuts_them(filters: dict[str, Any]) -> N
     assert given.tokens == on_host(host, hard_rows(), rows).tokens
 
 
+def test_top_k_of_more_tokens_than_there_are_leaves_top_p_alone() -> None:
+    """Beside no row that asks for top-p without top-k, and behind a step that did."""
+    device, host = DeviceSampler(VOCAB, GPU, 1), Sampler(1)
+    for top_k, logits in (
+        (0, -peaked(1, 0)),
+        (VOCAB, peaked(1, 0)),
+        (10 * VOCAB, random_logits(1, VOCAB, 0)),
+    ):
+        rows = [state({"temperature": 1.0, "top_k": top_k, "top_p": 0.5}, VOCAB, 3)]
+        assert on_device(device, logits, rows).tokens == on_host(host, logits, rows).tokens
+        assert device._buffers.cuts[0].item() == exact_cut(logits[0], {"temperature": 1.0, "top_p": 0.5})
+
+
 def exact_cut(row: np.ndarray, params: dict[str, Any]) -> float:
     """The smallest value that stays, from a sorted copy in float64."""
     values = np.sort(row.astype(np.float64))[::-1]
