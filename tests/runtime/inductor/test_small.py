@@ -218,6 +218,64 @@ def test_the_norm_of_few_rows_is_that_of_transformers(dtype: torch.dtype) -> Non
     torch.testing.assert_close(small_norm(x, factors, EPSILON), rms_norm(x, factors, EPSILON))
 
 
+@pytest.mark.skipif(DEVICE == "cuda", reason="looks on in Triton's interpreter")
+@pytest.mark.parametrize("kernel", ["vector", "rows", "matrix", "splits", "norm", "add_norm"])
+def test_what_the_kernel_before_writes_is_waited_for(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every program finds what is no number in its inputs until it has waited, and stores nothing before."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    from cleave.runtime.engines.inductor import small_kernel
+
+    rows = 1 if kernel in ("vector", "rows") else 5
+    x, residual = (random(rows, 200, dtype=torch.float16, seed=seed) for seed in (0, 1))
+    weight, factors = random(200, 200, dtype=torch.float16, seed=2), random(200, dtype=torch.float16, seed=3)
+    parts = random(3, rows, 200, dtype=torch.float32, seed=4)
+    blocks = {"rows": Blocks(2, 0, 4, turns=3), "splits": Blocks(64, 64, 4, 3, 2)}.get(
+        kernel, Blocks(16, 64, 4, 3)
+    )
+
+    def run() -> Any:
+        if kernel == "norm":
+            return small_norm(x, factors, EPSILON)
+        if kernel == "add_norm":
+            return torch.stack(add_norm(parts, residual, factors, EPSILON))
+        if kernel == "splits":
+            return small_launch.multiply(x, weight, None, False, blocks, 16)
+        norm = factors if rows == 1 else None
+        return small_launch.linear(x, weight, norm, residual, EPSILON, False, blocks)
+
+    wanted = run()
+    late = {one: one.clone() for one in (x, residual, parts)}
+    has_waited = False
+    begin, store = InterpreterBuilder.set_grid_idx, InterpreterBuilder.create_masked_store
+
+    def hide(builder: Any, *place: int) -> None:
+        nonlocal has_waited
+        has_waited = False
+        for one in late:
+            one.fill_(torch.nan)
+        begin(builder, *place)
+
+    def wait() -> None:
+        nonlocal has_waited
+        has_waited = True
+        for one, written in late.items():
+            one.copy_(written)
+
+    def checked_store(*given: Any) -> Any:
+        assert has_waited
+        return store(*given)
+
+    monkeypatch.setattr(InterpreterBuilder, "set_grid_idx", hide)
+    monkeypatch.setattr(InterpreterBuilder, "create_masked_store", checked_store)
+    monkeypatch.setattr(small_kernel, "gdc_wait", wait)
+    monkeypatch.setattr(small_kernel, "gdc_launch_dependents", lambda: None)
+    monkeypatch.setattr(small_kernel, "fetch", lambda *_: None)
+    monkeypatch.setattr(small_launch, "_early", lambda device: {"EARLY": True})
+    assert torch.equal(run(), wanted)
+    assert wanted.isfinite().all()
+
+
 def llama_mlp() -> Program:
     """x, residual -> x + down(silu(gate) * up) of the norm of x, gate and up joined."""
 
