@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,7 +55,9 @@ class Stepper:
         self._on_device = device_engine(engine)
         self._attention = attention
         self._tokens = tokens
-        self._host_sampler = self._begin_sampler()
+        self._host_sampler: Sampler | None = None
+        if tokens is None or not tokens.draws:
+            self._host_sampler = Sampler()
         self._put_off: set[int] = set()
 
     def can_launch(self, step: Step) -> bool:
@@ -189,21 +190,18 @@ class Stepper:
             output = self._on_device.launch(token_ids, wanted.rows, self._attention)
             return self._tokens.choose(output, wanted).result(), {}
         logits = self._engine.run(token_ids, wanted.rows, self._attention)
-        sampler = self._host_sampler.result()
+        sampler = self._on_host()
         scored = wanted.score(logits, sampler)
         return sampler.sample(logits[: wanted.sampled], wanted.states), scored
 
-    def _begin_sampler(self) -> Future[Sampler]:
-        """The host's sampler, which takes a second to make, or several where its code is not kept.
+    def _on_host(self) -> Sampler:
+        """The host's sampler. Where the device draws, few requests need it, and it takes a second to make.
 
-        Where the device draws, few requests need it, and no start waits for it.
+        In a thread of its own it would be ready sooner, and hold up the first steps meanwhile.
         """
-        maker = ThreadPoolExecutor(1, "cleave-make-sampler")
-        made = maker.submit(Sampler)
-        maker.shutdown(wait=False)
-        if self._tokens is None or not self._tokens.draws:
-            made.result()
-        return made
+        if self._host_sampler is None:
+            self._host_sampler = Sampler()
+        return self._host_sampler
 
     def _stays(self, wanted: LogitRows) -> bool:
         """Whether the logits need not come to the host, though it waits for the tokens."""
