@@ -18,6 +18,8 @@ class Draft:
     """Tokens that it can still take."""
     room: int
     """Available pages that it has not promised."""
+    scores: int
+    """Rows that may still score tokens of prompts."""
     outstanding: int = 0
     """Pages that the running sequences lack for the tokens they have, promised ones included."""
     chunks: dict[int, ScheduledChunk] = field(default_factory=dict)
@@ -26,8 +28,10 @@ class Draft:
         """Add the next `count` tokens of a sequence."""
         start = sequence.cached
         samples = start + count == sequence.length
-        self.chunks[sequence.id] = ScheduledChunk(sequence, start, count, samples, sequence.residence)
+        chunk = ScheduledChunk(sequence, start, count, samples, sequence.residence)
+        self.chunks[sequence.id] = chunk
         self.budget -= count
+        self.scores -= len(chunk.scored)
 
     def take(self, sequence: Sequence) -> int:
         """Take the chunk of a sequence out again, if it has one; the pages that were promised to it."""
@@ -35,6 +39,7 @@ class Draft:
         if chunk is None:
             return 0
         self.budget += chunk.count
+        self.scores += len(chunk.scored)
         return self.new_pages(chunk.start, chunk.count)
 
     def missing(self, sequence: Sequence) -> int:

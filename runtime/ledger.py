@@ -7,7 +7,7 @@ from collections import deque
 from cleave.errors import RequestError
 from cleave.kvcache.budget import pages_for
 from cleave.kvcache.page_manager import PageManager
-from cleave.runtime.cuts import LEAST_ROWS
+from cleave.runtime.cuts import LEAST_ROWS, SCORED_ROWS
 from cleave.runtime.queue import UrgencyQueue
 from cleave.runtime.request import FinishReason
 from cleave.runtime.sequence import Sequence
@@ -30,16 +30,19 @@ class Ledger:
         max_sequences: int,
         places_per_priority: int = PLACES_PER_PRIORITY,
         fixed_cuts: bool = False,
+        scored_rows: int = SCORED_ROWS,
     ) -> None:
         """At most `max_tokens` rows a step and `max_sequences` running at once, over the KV pages of
         `pages`, where the scheduler alone opens and closes its sequences. With `fixed_cuts` prompts are cut
-        as `fixed_cut` allows, which takes at least 4 rows.
+        as `fixed_cut` allows, which takes at least 4 rows. `scored_rows` of a step, at least 3, may score
+        tokens of prompts.
         """
         self._pages = pages
         self._max_tokens = max_tokens
         # Rows for a prompt are left whenever all of the others decode.
         self._max_sequences = max(1, min(max_sequences, max_tokens - (LEAST_ROWS if fixed_cuts else 1)))
         self._fixed_cuts = fixed_cuts
+        self._scored_rows = scored_rows
         self._places_per_priority = places_per_priority
         self._arrivals = 0
         self._waiting = UrgencyQueue()

@@ -10,22 +10,13 @@ import numpy.typing as npt
 
 from cleave.runtime.sampling.logprobs import TokenLogprobs
 from cleave.runtime.sampling.sampler import Sampler
-from cleave.runtime.step import ScheduledChunk, Step
-
-
-def scored_positions(chunk: ScheduledChunk) -> range:
-    """The positions of a chunk whose logits score a token of the prompt, where that is wanted."""
-    sequence = chunk.sequence
-    if sequence.sampling is None or sequence.sampling.prompt_logprobs is None:
-        return range(0)
-    return range(max(chunk.start, len(sequence.prompt_logprobs)), min(chunk.end, len(sequence.prompt) - 1))
+from cleave.runtime.step import Step
 
 
 class LogitRows:
     """First the last rows of the chunks that sample, in their order, then those that score a prompt.
 
-    The logits at a position of a prompt are for its next token. Each is asked for once, however often a
-    preempted sequence is computed.
+    The logits at a position of a prompt are for its next token.
     """
 
     def __init__(self, group: Step) -> None:
@@ -44,7 +35,7 @@ class LogitRows:
         """How each of those is sampled."""
         self._scored = []
         for end, chunk in zip(ends, group, strict=True):
-            for position in scored_positions(chunk):
+            for position in chunk.scored:
                 self._scored.append((chunk.sequence, position))
                 rows.append(end - chunk.end + position)
         self.rows: npt.NDArray[np.int64] = np.array(rows, np.int64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from cleave.kvcache.budget import pages_for
-from cleave.runtime.cuts import fixed_cut
+from cleave.runtime.cuts import fixed_cut, scored_cut
 from cleave.runtime.draft import Draft
 from cleave.runtime.ledger import Ledger
 from cleave.runtime.sequence import Sequence
@@ -21,7 +21,8 @@ class Scheduler(Ledger):
     request arrives, and only so many later requests can pass an earlier one: nobody starves.
 
     **Step.** One token of every sequence that is decoding comes first, so that a long prompt never
-    stalls the others; then prompts, the most urgent first, in chunks that fill the token budget.
+    stalls the others; then prompts, the most urgent first, in chunks that fill the token budget. Of prompts
+    whose logprobs are asked for a step scores so many tokens only, since their logits take memory.
 
     **Admission.** The most urgent waiting sequence is admitted when pages are available for all of its
     tokens, for those that running sequences still lack, and one more for each running sequence. Nothing
@@ -48,7 +49,8 @@ class Scheduler(Ledger):
         """
         if self._scheduled:
             raise RuntimeError("the step before was not committed")
-        draft = Draft(self._pages.page_size, self._max_tokens, self._pages.available_pages)
+        room = self._pages.available_pages
+        draft = Draft(self._pages.page_size, self._max_tokens, room, self._scored_rows)
         prompts = self._decode(draft)
         while draft.budget:
             head = self._waiting.first if self._waiting else None
@@ -91,16 +93,17 @@ class Scheduler(Ledger):
 
     def _prefill(self, sequence: Sequence, draft: Draft) -> None:
         """As many tokens of a prompt as budget and pages allow; at least one of the most urgent."""
-        wanted = self._cut(sequence, min(sequence.pending, draft.budget))
-        count = self._cut(sequence, draft.fitting(sequence, wanted))
+        wanted = self._cut(sequence, min(sequence.pending, draft.budget), draft)
+        count = self._cut(sequence, draft.fitting(sequence, wanted), draft)
         while wanted and not count and self._running.last is not sequence:
             self._preempt(self._running.last, draft)
-            count = self._cut(sequence, draft.fitting(sequence, wanted))
+            count = self._cut(sequence, draft.fitting(sequence, wanted), draft)
         if count:
             draft.room -= draft.new_pages(sequence.cached, count)
             draft.put(sequence, count)
 
-    def _cut(self, sequence: Sequence, count: int) -> int:
+    def _cut(self, sequence: Sequence, count: int, draft: Draft) -> int:
+        count = scored_cut(sequence, count, draft.scores)
         return fixed_cut(sequence, count) if self._fixed_cuts else count
 
     def _admit(self, head: Sequence, draft: Draft) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from cleave.runtime.cuts import scored_positions
 from cleave.runtime.sampling.logprobs import TokenLogprobs
 from cleave.runtime.sequence import Sequence
 
@@ -28,6 +29,11 @@ class ScheduledChunk:
     def end(self) -> int:
         """Position after the last token."""
         return self.start + self.count
+
+    @property
+    def scored(self) -> range:
+        """Positions whose logits score a token of the prompt."""
+        return scored_positions(self.sequence, self.start, self.end)
 
 
 Step = tuple[ScheduledChunk, ...]

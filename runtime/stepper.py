@@ -12,7 +12,7 @@ from cleave.errors import CleaveError, reason
 from cleave.kvcache.server import AttentionServer
 from cleave.kvcache.step import Chunk
 from cleave.runtime.engines.engine import Engine, device_engine
-from cleave.runtime.logit_rows import LogitRows, scored_positions
+from cleave.runtime.logit_rows import LogitRows
 from cleave.runtime.pending import DeviceTokens, Pending
 from cleave.runtime.sampling.logprobs import TokenLogprobs
 from cleave.runtime.sampling.sampler import Sampled, Sampler
@@ -177,7 +177,7 @@ class Stepper:
         if sequence.is_suspect or self._tokens is None:
             return False
         state = sequence.sampling
-        return state is None or (self._tokens.takes(state) and not scored_positions(chunk))
+        return state is None or (self._tokens.takes(state) and not chunk.scored)
 
     def _plan(self, group: Step) -> None:
         self._attention.plan([Chunk(chunk.sequence.id, chunk.start, chunk.count) for chunk in group])

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from cleave.export.artifact import Artifact
 from cleave.kvcache.backend import LayerJobs
+from cleave.runtime.cuts import SCORED_ROWS
 from cleave.runtime.engine_cache.cache import EngineCache
 from cleave.runtime.engines.builder import BuildProgress, EngineBuilder, get_engine
 from cleave.runtime.engines.cuda import cuda_is_usable
@@ -140,6 +141,11 @@ class EngineOptions:
     """A folder with what was built of this artifact, for this kind and machine; None: nothing was."""
     deterministic: bool = False
     """The logits of a row have the same bits whatever else is in the step."""
+
+    @property
+    def logit_rows(self) -> int:
+        """Rows of a step whose logits are asked for, at most."""
+        return min(self.max_tokens, self.max_sequences + SCORED_ROWS)
 
 
 def best_engine_kind(artifact: Artifact | None = None) -> str:

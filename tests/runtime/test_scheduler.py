@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from cleave.errors import RequestError
 from cleave.kvcache.keys import PageKeys
 from cleave.kvcache.page_manager import PageManager
 from cleave.kvcache.step import Chunk
+from cleave.runtime.sampling.logprobs import TokenLogprobs
+from cleave.runtime.sampling.state import SamplingState
+from cleave.runtime.sampling_params import SamplingDefaults, SamplingParams
 from cleave.runtime.scheduler import Scheduler
 from cleave.runtime.sequence import Sequence
 from cleave.runtime.step import Step, StepOutcome
@@ -155,6 +159,31 @@ def test_what_can_never_fit_is_refused_and_leaves_nothing_behind() -> None:
     with pytest.raises(RequestError, match="may grow to 21 cached tokens; the KV cache holds 20"):
         bench.add(10, max_tokens=12)
     assert (bench.scheduler.waiting, bench.scheduler.running) == (1, 0)
+
+
+def scored(sequence: Sequence) -> Sequence:
+    """The same, and the logprobs of its prompt are asked for."""
+    params = SamplingParams(prompt_logprobs=0).resolved(SamplingDefaults())
+    sequence.sampling = SamplingState(params, sequence.prompt, 10_000)
+    return sequence
+
+
+def test_a_step_scores_so_many_tokens_of_prompts_and_others_go_on_beside_them() -> None:
+    bench = Bench(max_tokens=16, scored_rows=5)
+    scored(bench.add(12))
+    scored(bench.add(4))
+    bench.add(8)
+    assert bench.step() == {0: 5, 2: 8}
+    assert bench.step() == {0: 5, 2: 1}
+    # Logits at the last position of a prompt are for its first new token, and score nothing.
+    assert bench.step() == {0: 2, 1: 4, 2: 1}
+
+
+def test_a_token_is_scored_once_however_often_it_is_computed() -> None:
+    bench = Bench(scored_rows=5)
+    sequence = scored(bench.add(12))
+    sequence.prompt_logprobs = [TokenLogprobs(0, 0.0, 1, np.zeros(0, np.int64), np.zeros(0, np.float32))] * 4
+    assert bench.step() == {0: 9}
 
 
 def test_a_shared_prompt_is_computed_once() -> None:

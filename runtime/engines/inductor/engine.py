@@ -145,7 +145,7 @@ class InductorEngine:
         """See `DeviceEngine.free_memory`: runs the largest step over an attention that does nothing."""
         if self._torch_device.type != "cuda":
             return None
-        tokens, rows = self._options.max_tokens, min(self._options.max_tokens, self._options.max_sequences)
+        tokens, rows = self._options.max_tokens, self._options.logit_rows
         try:
             self.launch(np.zeros(tokens, np.int64), np.arange(rows), NoAttention())
             torch.cuda.synchronize(self._torch_device)

@@ -21,6 +21,8 @@ from simulation.watched import Violation, WatchedScheduler, WatchedStepper, requ
 
 _SPEC = AttentionSpec(1, 1, 8, 1.0)
 _MOST_STEPS = 5000
+SCORED_ROWS = 5
+"""Of a step: fewer than many of its prompts have."""
 
 
 @dataclass
@@ -53,6 +55,7 @@ class Simulation:
             max_tokens=scenario.max_tokens,
             max_sequences=scenario.max_sequences,
             places_per_priority=scenario.places_per_priority,
+            scored_rows=SCORED_ROWS,
         )
         self.scheduler.scheduled = self._scheduled
         self.scheduler.ended = self._end
@@ -169,6 +172,7 @@ class Simulation:
     def _check_schedule(self, step: Step) -> None:
         scenario = self.scenario
         require(sum(chunk.count for chunk in step) <= scenario.max_tokens, "a step is over its token budget")
+        require(sum(len(chunk.scored) for chunk in step) <= SCORED_ROWS, "a step scores too many tokens")
         require(all(chunk.count > 0 for chunk in step), "a chunk is empty")
         require(self.scheduler.running <= scenario.max_sequences, "too many sequences run at once")
         for chunk in step:
