@@ -25,21 +25,22 @@ class LogitRows:
         rows = [end - 1 for end, chunk in zip(ends, group, strict=True) if chunk.samples]
         self.sequences = [chunk.sequence for chunk in group if chunk.samples]
         """Of the rows that are sampled, one each."""
-        # An engine always computes a row; where no chunk reaches its end, its token goes nowhere.
-        rows = rows or [ends[0] - 1]
-        self.owners = self.sequences or [group[0].sequence]
-        """Of every row that is sampled, its sequence."""
-        self.sampled = len(rows)
-        """How many rows are sampled."""
-        self.states = [sequence.sampling for sequence in self.sequences] or [None]
-        """How each of those is sampled."""
+        self._first_scored = len(rows)
         self._scored = []
         for end, chunk in zip(ends, group, strict=True):
             for position in chunk.scored:
                 self._scored.append((chunk.sequence, position))
                 rows.append(end - chunk.end + position)
-        self.rows: npt.NDArray[np.int64] = np.array(rows, np.int64)
-        """[rows] of the step."""
+        # An engine always computes a row; where no chunk reaches its end, the first one's token goes nowhere.
+        lone = self._scored[0][0] if self._scored else group[0].sequence
+        self.owners = self.sequences or [lone]
+        """Of every row that is sampled, its sequence."""
+        self.sampled = len(self.owners)
+        """How many rows are sampled."""
+        self.states = [sequence.sampling for sequence in self.sequences] or [None]
+        """How each of those is sampled."""
+        self.rows: npt.NDArray[np.int64] = np.array(rows or [ends[0] - 1], np.int64)
+        """[rows] of the step, each once."""
 
     @property
     def has_scores(self) -> bool:
@@ -49,7 +50,7 @@ class LogitRows:
     def score(self, logits: npt.NDArray[Any], sampler: Sampler) -> dict[int, list[TokenLogprobs]]:
         """The logprobs of the tokens of prompts, by sequence id. logits [rows, vocab] float32."""
         result: dict[int, list[TokenLogprobs]] = {}
-        for row, (sequence, position) in enumerate(self._scored, self.sampled):
+        for row, (sequence, position) in enumerate(self._scored, self._first_scored):
             top = sequence.sampling.prompt_logprobs if sequence.sampling else None
             token = sequence.prompt[position + 1]
             result.setdefault(sequence.id, []).append(sampler.logprobs(logits[row], token, top or 0))

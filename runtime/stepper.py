@@ -195,7 +195,7 @@ class Stepper:
         return sampler.sample(logits[: wanted.sampled], wanted.states), scored
 
     def _on_host(self) -> Sampler:
-        """The host's sampler. Where the device draws, few requests need it, and it takes a second to make.
+        """The host's sampler. Where the device draws few requests need it, and making it takes seconds at worst.
 
         In a thread of its own it would be ready sooner, and hold up the first steps meanwhile.
         """

@@ -16,6 +16,7 @@ from cleave.kvcache.spec import AttentionSpec
 from cleave.runtime import stepper as stepper_module
 from cleave.runtime.device_tokens import SampledTokens
 from cleave.runtime.engines.engine import DeviceOutput
+from cleave.runtime.logit_rows import LogitRows
 from cleave.runtime.pending import LikeliestTokens
 from cleave.runtime.sampling.sampler import Sampler
 from cleave.runtime.sampling.state import SamplingState
@@ -256,3 +257,18 @@ def test_where_the_device_draws_the_hosts_sampler_is_made_for_who_needs_it(
     assert first.logprob == pytest.approx(-math.log(199 + math.e))
     Stepper(TakesLogits(), rig.server, likeliest)
     assert len(made) == 2
+
+
+def test_a_chunk_that_is_scored_whole_asks_for_no_more_rows_than_it_has() -> None:
+    scored, other = (Sequence(number, (3, 4, 5, 6), 4, frozenset()) for number in (1, 2))
+    sampling(scored, prompt_logprobs=0)
+    whole = LogitRows((ScheduledChunk(scored, 0, 3, False),))
+    assert whole.rows.tolist() == [0, 1, 2]
+    assert (whole.sampled, whole.owners, whole.states) == (1, [scored], [None])
+    behind = LogitRows((ScheduledChunk(other, 0, 2, False), ScheduledChunk(scored, 0, 2, False)))
+    assert behind.rows.tolist() == [2, 3]
+    assert behind.owners == [scored]
+    sampled = LogitRows((ScheduledChunk(other, 0, 4, True), ScheduledChunk(scored, 0, 2, False)))
+    assert sampled.rows.tolist() == [3, 4, 5]
+    assert sampled.owners == [other]
+    assert LogitRows((ScheduledChunk(other, 0, 2, False),)).rows.tolist() == [1]

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cleave.runtime.cuts import SCORED_ROWS
 from cleave.runtime.engines.engine import Attention, DeviceOutput
 from cleave.runtime.engines.inductor.inputs import StepInputs, StepNumbers, check_rows
 from cleave.runtime.engines.inductor.outputs import HostLogits, StepOutputs, first_rows
@@ -73,7 +74,8 @@ class ProfiledSteps(ABC):
         if self._stream is None:
             return None
         tokens = self._profiles.max_tokens
-        self.launch(np.zeros(tokens, np.int64), np.arange(self._profiles.max_sequences), NoAttention())
+        rows = min(tokens, self._profiles.max_sequences + SCORED_ROWS)
+        self.launch(np.zeros(tokens, np.int64), np.arange(rows), NoAttention())
         torch.cuda.synchronize(self._device)
         free, _ = torch.cuda.mem_get_info(self._device)
         return int(free)

@@ -180,3 +180,18 @@ def test_a_model_that_is_closed_while_steps_are_under_way_ends_in_order(
     next(stream)
     llm.close()
     assert [chunk.finish_reason for chunk in stream][-1] == "abort"
+
+
+def test_a_prompt_of_several_steps_is_scored_as_on_another_engine(both: Both, demo_artifact: Path) -> None:
+    """The steps before the last one sample nothing, and score each of their tokens."""
+    prompt = " ".join(both.prompts * 2)
+    params = SamplingParams(max_tokens=2, prompt_logprobs=0, ignore_eos=True)
+    with LLM(demo_artifact, "onnxruntime", verify=False, max_tokens_per_step=32) as other:
+        answers = [llm.generate(prompt, params)[0] for llm in (both.ahead, both.lockstep, other)]
+    scored = [
+        [next(iter(entry.values())).logprob for entry in answer.prompt_logprobs[1:]] for answer in answers
+    ]
+    assert len(scored[0]) + 1 == len(answers[0].prompt_token_ids) > 3 * 32
+    for answer, values in zip(answers, scored, strict=True):
+        assert answer.finish_reason == "length"
+        assert values == pytest.approx(scored[2], abs=2e-3)

@@ -11,6 +11,7 @@ import numpy as np
 from cleave.kvcache.backend import CacheShape
 from cleave.kvcache.step import StepPlan
 from cleave.runtime.engines.engine import DeviceOutput
+from cleave.runtime.engines.inductor.inputs import check_rows
 from cleave.runtime.logit_rows import LogitRows
 from cleave.runtime.sampling.logprobs import TokenLogprobs
 from cleave.runtime.sampling.sampler import Sampled
@@ -121,6 +122,7 @@ class DeviceEngine(FakeEngine):
 
     def launch(self, token_ids: Any, logit_rows: Any, attention: Any, sampled: Any = None) -> DeviceOutput:
         """See DeviceEngine; `logits` is the step, and `likeliest` and `best` its tokens."""
+        check_rows(logit_rows, len(token_ids))
         due = self._faults.due
         if due == "interrupt" and self._faults.runs % 2:
             raise KeyboardInterrupt

@@ -9,6 +9,7 @@ import numpy as np
 
 from cleave.kvcache.backend import CacheShape
 from cleave.kvcache.step import StepPlan
+from cleave.runtime.engines.inductor.inputs import check_rows
 from cleave.runtime.sampling.state import SamplingState
 from cleave.runtime.sampling_params import SamplingDefaults, SamplingParams
 from simulation.scenario import LATE_LIMIT, LATE_POISON, POISON, STOP, VOCAB, RequestPlan
@@ -134,6 +135,7 @@ class FakeEngine:
 
     def run(self, token_ids: Any, logit_rows: Any, attention: Any) -> Any:
         """See Engine."""
+        check_rows(logit_rows, len(token_ids))
         x = mix(token_ids.astype(np.uint64)[:, None] + np.uint64(1))
         for layer in range(LAYERS):
             out = np.zeros_like(x)
