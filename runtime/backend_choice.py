@@ -30,10 +30,11 @@ def choose_backend(
     engine: Engine,
     specs: Sequence[AttentionSpec],
     max_position: int,
+    max_tokens: int,
     *,
     deterministic: bool = False,
 ) -> str:
-    """The backend asked for, or the fastest one for this engine, layers of these specs and such positions.
+    """The backend asked for, or the fastest one for this engine, layers of these specs, and such steps.
 
     Raises AttentionError where the backend cannot read what the engine hands over, or a row's bits depend
     on the batch there and must not.
@@ -49,7 +50,7 @@ def choose_backend(
             asked is None
             and on_gpu
             and not deterministic
-            and _flashinfer_is_faster(engine, specs, max_position)
+            and _flashinfer_is_faster(engine, specs, max_position, max_tokens)
         ):
             best = "flashinfer"
     if asked is not None and asked not in suitable:
@@ -68,13 +69,16 @@ def choose_backend(
     return chosen
 
 
-def _flashinfer_is_faster(engine: Engine, specs: Sequence[AttentionSpec], max_position: int) -> bool:
+def _flashinfer_is_faster(
+    engine: Engine, specs: Sequence[AttentionSpec], max_position: int, max_tokens: int
+) -> bool:
     """Whether the backend `flashinfer` is, for some steps at least, and starts without compiling anything."""
     if (
         importlib.util.find_spec("flashinfer") is None
         or engine.dtype not in flashinfer_fit.DTYPES
         or flashinfer_fit.lacking(specs) is not None
         or flashinfer_fit.reach(specs, max_position) <= flashinfer_fit.LEAST_KEYS
+        or max_tokens <= flashinfer_fit.MOST_SMALL
     ):
         return False
     from cleave.kvcache.backends.flashinfer_kernels import is_hopper, why_uncompiled

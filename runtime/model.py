@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from cleave.errors import EngineError, RequestError
+from cleave.errors import CleaveError, EngineError, RequestError
 from cleave.export.artifact import Artifact, Progress
 from cleave.kvcache.budget import mib, page_bytes, pages_for
 from cleave.kvcache.keys import PageKeys
@@ -95,31 +95,48 @@ class Model:
             self.engine,
             manifest.layer_specs,
             self.max_length,
+            rows,
             deterministic=options.deterministic,
         )
-        self.attention_backend = backend
         self.has_fixed_cuts = options.deterministic and backend != "cpu"
         """Whether a token's bits depend on where its prompt was cut, and must not; see `fixed_cut`."""
         if self.has_fixed_cuts and rows <= LEAST_ROWS:
             raise EngineError(
                 f"max_tokens_per_step is {rows}; with deterministic it must be at least {LEAST_ROWS + 1}"
             )
-        self.attention = AttentionServer(
-            manifest.layer_specs,
-            backend=backend,
-            num_pages=self._pages(),
-            page_size=options.page_size,
-            max_position=self.max_length,
-            max_tokens=rows,
-            **backend_options(
-                backend, self.engine, artifact, options.threads, chosen.max_sequences, options.deterministic
-            ),
-        )
+        self.attention = self._attention_server(backend, artifact, chosen)
         made.callback(self.attention.shutdown)
         self.max_tokens_per_step = rows
         on_device = device_engine(self.engine)
         if on_device is not None and on_device.batch_sizes:
             warm_up(on_device, self.attention, chosen.max_sequences)
+
+    def _attention_server(self, backend: str, artifact: Artifact, chosen: EngineOptions) -> AttentionServer:
+        """The server with this backend; with "triton" where FlashInfer fails and was not asked for."""
+        options, pages = self.options, self._pages()
+
+        def make(name: str) -> AttentionServer:
+            self.attention_backend = name
+            return AttentionServer(
+                artifact.manifest.layer_specs,
+                backend=name,
+                num_pages=pages,
+                page_size=options.page_size,
+                max_position=self.max_length,
+                max_tokens=chosen.max_tokens,
+                **backend_options(
+                    name, self.engine, artifact, options.threads, chosen.max_sequences, options.deterministic
+                ),
+            )
+
+        try:
+            return make(backend)
+        except CleaveError as error:
+            if options.attention is not None or backend != "flashinfer":
+                raise
+            _log.warning("attention is 'triton', since 'flashinfer' cannot be had: %s", error)
+        # Behind the handler: what has failed keeps its memory for as long as the error is there.
+        return make("triton")
 
     def sequence(
         self,

@@ -73,7 +73,10 @@ class FlashInferBackend(TritonBackend):
         self._check_device(usable(device, self._name))
         self._reach = reach(shape.specs, shape.max_position)
         super().__init__(shape, device=device, dtype=dtype, max_sequences=max_sequences)
-        self._warm_up(self._chunks)
+        try:
+            self._warm_up(self._chunks)
+        except torch.OutOfMemoryError:
+            raise no_room(shape, dtype) from None
         try:
             self._warm_up(self._long)
         except torch.OutOfMemoryError:
@@ -109,11 +112,11 @@ class FlashInferBackend(TritonBackend):
 
     def _warm_up(self, attention: Chunks) -> None:
         """Run a chunk of two tokens this way: it may be long before the first request that needs it."""
-        if min(self._shape.max_tokens, self._shape.max_position) < 2:
+        pages = -(-2 // self._shape.page_size)
+        if min(self._shape.max_tokens, self._shape.max_position) < 2 or self._shape.num_pages < pages:
             return
-        two = np.arange(2)
-        step = StepPlan(two * 2, np.zeros(1, np.int64), two, two, np.zeros((1, 1), np.int32))
-        self._plan(step, attention)
+        two, table = np.arange(2), np.arange(pages, dtype=np.int32)[None]
+        self._plan(StepPlan(two * 2, np.zeros(1, np.int64), two, two, table), attention)
         for spec, layer in {own.spec: layer for layer, own in enumerate(self._layers)}.items():
             columns = [spec.q_size, spec.kv_size, spec.kv_size]
             fused = torch.zeros(2, sum(columns), dtype=self._dtype, device=self._device)

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from cleave.errors import AttentionError, MissingPackage
 from cleave.kvcache.backend import CacheShape, create_backend
 from cleave.kvcache.backends import flashinfer_fit
+from cleave.kvcache.server import AttentionServer
 from cleave.kvcache.spec import AttentionSpec, RopeSpec
 from cleave.kvcache.step import Chunk, StepPlan
 
@@ -110,6 +111,21 @@ def test_by_the_measured_rule_a_part_of_a_long_prompt_is_flashinfers(way: list[s
     steps = ((760, 30), (560, 1), (1, 40), (1, 1))
     check_halves(Case((SPEC,), steps, 16, 3), "float16", backend="flashinfer")
     assert way == ["triton", "flashinfer", "triton", "flashinfer", "triton"]
+
+
+@pytest.mark.parametrize(("page_size", "num_pages"), [(1, 300), (1, 1), (16, 1)])
+def test_it_is_made_with_pages_of_any_size(page_size: int, num_pages: int, way: list[str]) -> None:
+    AttentionServer(
+        [SPEC],
+        backend="flashinfer",
+        num_pages=num_pages,
+        page_size=page_size,
+        max_position=64,
+        max_tokens=8,
+        device=GPU,
+        dtype="float16",
+    ).shutdown()
+    assert way == (["triton", "flashinfer"] if num_pages * page_size > 1 else [])
 
 
 @pytest.mark.parametrize(

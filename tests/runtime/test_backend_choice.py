@@ -47,9 +47,10 @@ def chosen(
     asked: str | None = None,
     specs: tuple[AttentionSpec, ...] = (SPEC,),
     max_position: int = 8192,
+    max_tokens: int = 8192,
     **options: Any,
 ) -> str:
-    return choose_backend(asked, cast(Engine, engine), specs, max_position, **options)
+    return choose_backend(asked, cast(Engine, engine), specs, max_position, max_tokens, **options)
 
 
 @pytest.fixture
@@ -158,6 +159,11 @@ def test_where_no_step_would_be_faster_it_is_triton(
     caplog.set_level(logging.INFO)
     assert chosen(Gpu(), specs=specs, max_position=max_position) == "triton"
     assert not caplog.records
+
+
+def test_where_all_steps_are_small_it_is_triton(compiled: None) -> None:
+    assert chosen(Gpu(), max_tokens=512) == "triton"
+    assert chosen(Gpu(), max_tokens=513) == "flashinfer"
 
 
 def test_float32_and_deterministic_are_tritons(compiled: None) -> None:

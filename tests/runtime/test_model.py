@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cleave import LLM, SamplingParams
-from cleave.errors import AttentionError, EngineError
+from cleave.errors import AttentionError, CleaveError, EngineError
 from cleave.kvcache.server import AttentionServer
 from cleave.runtime import model as model_module
 from cleave.runtime.engines.onnxruntime import OnnxRuntimeEngine
@@ -95,6 +95,20 @@ def test_a_model_whose_thread_cannot_start_is_closed(
     with pytest.raises(RuntimeError, match="can't start new thread"):
         LLM(artifact("one_layer"), "onnxruntime")
     assert sorted(closed) == ["AttentionServer", "GrammarCompiler", "OnnxRuntimeEngine"]
+
+
+def test_flashinfer_that_fails_is_replaced_by_triton_where_nobody_asked_for_it(
+    artifact: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It lacks float32, and perhaps the package; what it says is in the log."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr(model_module, "choose_backend", lambda *_, **__: "flashinfer")
+    with pytest.raises(CleaveError) as caught:
+        Model(artifact("one_layer"), ModelOptions("onnxruntime", attention="flashinfer"))
+    model = Model(artifact("one_layer"), ModelOptions("onnxruntime"))
+    assert model.attention_backend == "triton"
+    assert f"attention is 'triton', since 'flashinfer' cannot be had: {caught.value}" in caplog.messages
+    model.close()
 
 
 def test_what_stands_beside_an_engine_is_closed_though_the_engine_fails(
