@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from stand_in_attention import Decodes, HandsQOn
 
 from cleave.export.artifact import Artifact
 from cleave.runtime.engines.engine import EngineOptions
@@ -19,21 +19,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
     pytest.mark.usefixtures("few_functions"),
 ]
-
-
-class HandsQOn:
-    """In the place of attention; every row by itself, so that padding changes nothing."""
-
-    takes_padding = True
-
-    def run(self, layer: int, q: Any, k: Any, v: Any, out: Any) -> None:
-        torch.mul(q, 1, out=out)
-
-
-class Decodes(HandsQOn):
-    """Its steps are captured as a whole."""
-
-    graph_key = "decode"
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 3e-3), ("bfloat16", 2e-2)])

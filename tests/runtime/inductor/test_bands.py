@@ -12,6 +12,7 @@ import torch
 from fake_pool import FakePool
 from hypothesis import given
 from hypothesis import strategies as st
+from stand_in_attention import Decodes, HandsQOn
 
 from cleave.export.artifact import Artifact
 from cleave.runtime.engines.engine import EngineOptions
@@ -107,21 +108,6 @@ def test_what_is_built_has_what_was_chosen_for_the_bands(
         for index in (0, 1, len(functions.pieces) - 1):
             functions._program_for(index, band)
     assert timed == []
-
-
-class HandsQOn:
-    """In the place of attention; every row by itself, so that padding changes nothing."""
-
-    takes_padding = True
-
-    def run(self, layer: int, q: Any, k: Any, v: Any, out: Any) -> None:
-        torch.mul(q, 1, out=out)
-
-
-class Decodes(HandsQOn):
-    """Its steps are captured as a whole."""
-
-    graph_key = "decode"
 
 
 class Launched(DecodeGraphs):
