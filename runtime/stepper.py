@@ -195,7 +195,7 @@ class Stepper:
         return sampler.sample(logits[: wanted.sampled], wanted.states), scored
 
     def _on_host(self) -> Sampler:
-        """The host's sampler. Where the device draws few requests need it, and making it takes seconds at worst.
+        """The host's sampler. Few requests need it where the device draws, and making it may take seconds.
 
         In a thread of its own it would be ready sooner, and hold up the first steps meanwhile.
         """
