@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,15 @@ from safetensors import safe_open
 from typer.testing import CliRunner
 
 from cleave.__main__ import application
-from cleave.errors import PlanError
+from cleave.errors import EngineError, PlanError
 from cleave.export.manifest import DTYPES
 from cleave.export.shape import ModelShape
 from cleave.kvcache.backends import cpu_kernel
+from cleave.kvcache.memory_plan import StepSize
 from cleave.plan import parse_memory, plan_shape
+from cleave.runtime.engines.kinds import KINDS
 from cleave.runtime.model import Model
-from cleave.runtime.model_options import ModelOptions
+from cleave.runtime.model_options import ModelOptions, engine_options
 
 GIB = 2**30
 
@@ -74,6 +77,95 @@ def test_the_parts_of_a_plan_add_up(demo_checkpoint: Path) -> None:
     assert plan.kv_bytes_per_token == 2 * 6 * 2 * 64 * 2
     assert plan.tokens == plan.pages * 16
     assert plan.requests == plan.pages // 63
+
+
+class Gpu:
+    """The engine of a GPU start, of which only the free memory is asked."""
+
+    device = "cuda:0"
+    dtype = "bfloat16"
+
+    def __init__(self, free: int) -> None:
+        self._free = free
+
+    def launch(self) -> None:
+        raise AssertionError
+
+    def free_memory(self) -> int:
+        return self._free
+
+
+@pytest.mark.parametrize("memory", [12 * 2**20, 40 * 2**20, 200 * 2**20, GIB, 80 * GIB])
+@pytest.mark.parametrize(("length", "sequences"), [(64, 64), (1000, 3), (4096, 64)])
+def test_a_start_on_a_gpu_makes_the_pages_of_its_plan(
+    demo_checkpoint: Path, memory: int, length: int, sequences: int
+) -> None:
+    asked = ModelOptions(max_sequences=sequences)
+    step = engine_options("inductor", asked, length)
+    shape = ModelShape.of(demo_checkpoint)
+    plan = plan_shape(shape, memory, length, step=StepSize(8192, sequences), device="cuda")
+    largest = StepSize.on_gpu(8192, sequences, length)
+    assert (largest.max_tokens, largest.logit_rows) == (step.max_tokens, step.logit_rows)
+    model = object.__new__(Model)
+    model.options, model.max_length, model.page_bytes = asked, length, plan.page_bytes
+    model.engine = Gpu(memory - plan.weights - plan.activations)
+    if plan.pages:
+        assert model._pages() == plan.pages
+    else:
+        with pytest.raises(EngineError, match="nine tenths of the free memory of cuda:0"):
+            model._pages()
+
+
+def test_the_default_step_is_that_of_a_start_on_the_device(demo_checkpoint: Path) -> None:
+    shape = ModelShape.of(demo_checkpoint)
+    for device, kind in (("cpu", "onnxruntime"), ("cuda", "inductor")):
+        rows = engine_options(kind, ModelOptions(), shape.context).max_tokens
+        wanted = plan_shape(shape, GIB, step=StepSize(rows), device=device)
+        assert plan_shape(shape, GIB, device=device) == wanted
+
+
+def planned(*arguments: str) -> dict[str, object]:
+    answer = CliRunner().invoke(application(), ["plan", *arguments, "--memory", "1GiB", "--json"])
+    assert answer.exit_code == 0, answer.output
+    figures: dict[str, object] = json.loads(answer.stdout)
+    return figures
+
+
+def test_the_verb_plans_for_a_gpu_and_explicit_options_win(demo_checkpoint: Path) -> None:
+    folder = str(demo_checkpoint)
+    cpu, gpu = planned(folder), planned(folder, "--device", "cuda")
+    assert cpu == planned(folder, "--device", "cpu") == planned(folder, "--max_tokens_per_step", "512")
+    assert (cpu["device"], gpu["device"]) == ("cpu", "cuda")
+    assert gpu["activations_bytes"] > cpu["activations_bytes"]
+    left = GIB - gpu["weights_bytes"] - gpu["activations_bytes"]
+    assert gpu["reserved_bytes"] == left - int(left * 0.9)
+    assert gpu["kv_bytes"] <= left * 0.9
+    assert planned(folder, "--device", "cuda", "--max_tokens_per_step", "8192") == gpu
+    small = planned(folder, "--device", "cuda", "--max_tokens_per_step", "64")
+    assert small["activations_bytes"] < cpu["activations_bytes"]
+    few = planned(folder, "--device", "cuda", "--max_sequences", "2")
+    assert (few["requests"], few["tokens"]) == (2, 2 * 4096)
+    table = CliRunner().invoke(application(), ["plan", folder, "--memory", "1GiB", "--device", "cuda"])
+    assert "kept free" in table.stdout
+    assert "--dtype float32" not in table.stdout
+
+
+def test_a_gpu_that_is_too_small_says_by_how_much(demo_checkpoint: Path) -> None:
+    shape = ModelShape.of(demo_checkpoint)
+    step = StepSize(64, 4)
+    small = plan_shape(shape, 20 * 2**20, step=step, device="cuda")
+    with pytest.raises(PlanError, match=r"which is 90% of the rest: .* lower max_model_len to") as refused:
+        small.check()
+    asked = int(str(refused.value).split("lower max_model_len to ")[1].split(",")[0])
+    plan_shape(shape, 20 * 2**20, asked, step=step, device="cuda").check()
+
+
+def test_a_quantised_model_has_no_plan_for_a_gpu(demo_checkpoint: Path) -> None:
+    """As long as the kinds that run one compute on the CPU."""
+    assert {device for kind in KINDS.values() if kind.runs_quantized for device in kind.devices} == {"cpu"}
+    shape = replace(ModelShape.of(demo_checkpoint), dtype="float32", quantized_bytes=1000)
+    with pytest.raises(PlanError, match=r"device is cuda, and .* is quantised"):
+        plan_shape(shape, GIB, device="cuda")
 
 
 @pytest.mark.parametrize(
@@ -131,6 +223,7 @@ def test_the_verb_prints_a_table_or_json(demo_checkpoint: Path) -> None:
         (["--memory", "1GiB", "--dtype", "int4"], "dtype int4 is not known; dtypes are float32"),
         (["--memory", "1GiB", "--max_model_len", "5000"], "the model's context has 4096 tokens"),
         (["--memory", "1GiB", "--page_size", "0"], "page_size is 0; it must be at least 1"),
+        (["--memory", "1GiB", "--device", "gpu"], "device is 'gpu'; give cpu or cuda"),
         (["--memory", "1MiB"], "more than the 1.0 MiB that there are"),
     ],
 )
