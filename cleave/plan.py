@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -11,14 +10,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from cleave.amounts import parse_memory
 from cleave.errors import PlanError
 from cleave.export.shape import ModelShape
 from cleave.kvcache.budget import mib
 from cleave.kvcache.memory_plan import ITEM_BYTES, STEP_TOKENS, MemoryPlan, StepSize, plan_memory
-
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-_AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]+)\s*")
 
 
 def plan(
@@ -110,18 +106,6 @@ def plan_shape(
         quantized_bytes=shape.quantized_bytes,
         device=device,
     )
-
-
-def parse_memory(text: str) -> int:
-    """Bytes of an amount with its unit. Raises PlanError for anything else."""
-    match = _AMOUNT.fullmatch(text)
-    unit = match.group(2).upper() if match else ""
-    if match is None or unit not in _UNITS:
-        raise PlanError(
-            f"memory is {text!r}; give a number and a unit, such as 24GiB "
-            "(KiB, MiB, GiB, TiB, or KB, MB, GB, TB)"
-        )
-    return int(float(match.group(1)) * _UNITS[unit])
 
 
 def _figures(shape: ModelShape, made: MemoryPlan, dtype: str) -> dict[str, object]:

@@ -15,12 +15,13 @@ from safetensors import safe_open
 from typer.testing import CliRunner
 
 from cleave.__main__ import application
+from cleave.amounts import parse_kv_cache_bytes, parse_memory
 from cleave.errors import EngineError, PlanError
 from cleave.export.manifest import DTYPES
 from cleave.export.shape import ModelShape
 from cleave.kvcache.backends import cpu_kernel
 from cleave.kvcache.memory_plan import StepSize
-from cleave.plan import parse_memory, plan_shape
+from cleave.plan import plan_shape
 from cleave.runtime.engines.kinds import KINDS
 from cleave.runtime.model import Model
 from cleave.runtime.model_options import ModelOptions, engine_options
@@ -173,13 +174,22 @@ def test_a_quantised_model_has_no_plan_for_a_gpu(demo_checkpoint: Path) -> None:
     [("24GiB", 24 * GIB), ("1.5 gib", GIB + GIB // 2), ("500MB", 500 * 10**6), ("64 KiB", 65536)],
 )
 def test_amounts_of_memory(text: str, count: int) -> None:
-    assert parse_memory(text) == count
+    assert parse_memory(text) == parse_kv_cache_bytes(text) == count
 
 
 @pytest.mark.parametrize("text", ["", "24", "GiB", "-1GiB", "24 GiB of RAM", "1e3MiB", "3 Gib/s"])
 def test_what_is_no_amount_of_memory(text: str) -> None:
     with pytest.raises(PlanError, match="give a number and a unit, such as 24GiB"):
         parse_memory(text)
+
+
+def test_the_kv_cache_may_be_given_in_bytes_too() -> None:
+    assert parse_kv_cache_bytes("1073741824") == parse_kv_cache_bytes("1GiB") == GIB
+    for text in ("", "GiB", "-5", "1.5", "10Gigs", "1e9"):
+        with pytest.raises(
+            PlanError, match=f"kv_cache_bytes is '{text}'; give a number of bytes, or a number"
+        ):
+            parse_kv_cache_bytes(text)
 
 
 @pytest.mark.parametrize(
