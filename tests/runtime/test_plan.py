@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from cleave.__main__ import application
 from cleave.amounts import parse_kv_cache_bytes, parse_memory
-from cleave.errors import EngineError, PlanError
+from cleave.errors import ArtifactError, EngineError, PlanError
 from cleave.export.manifest import DTYPES
 from cleave.export.shape import ModelShape
 from cleave.kvcache.backends import cpu_kernel
@@ -254,6 +254,22 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
         answer = subprocess.run(command, capture_output=True, text=True)
         assert answer.returncode == 2
         assert message in answer.stderr
+
+
+def test_a_hub_id_is_told_where_it_can_be_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "file").write_text("")
+    for given, is_hub_id in (
+        ("meta-llama/Llama-3.1-8B", True),
+        ("a/file", False),
+        ("no_folder", False),
+        ("no/such/folder", False),
+        (str(tmp_path / "no"), False),
+    ):
+        with pytest.raises(ArtifactError, match=f"no checkpoint at {given}; give its folder") as refused:
+            ModelShape.of(Path(given))
+        assert ("; hub ids are for `cleave export`" in str(refused.value)) is is_hub_id
 
 
 def test_it_needs_neither_torch_nor_transformers(demo_checkpoint: Path, demo_artifact: Path) -> None:
