@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -11,14 +10,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from cleave.amounts import parse_memory
 from cleave.errors import PlanError
 from cleave.export.shape import ModelShape
 from cleave.kvcache.budget import mib
-from cleave.kvcache.memory_plan import ITEM_BYTES, MemoryPlan, StepSize, plan_memory
-
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-_AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]+)\s*")
+from cleave.kvcache.memory_plan import ITEM_BYTES, STEP_TOKENS, MemoryPlan, StepSize, plan_memory
 
 
 def plan(
@@ -33,11 +29,18 @@ def plan(
     ] = None,
     page_size: Annotated[int, typer.Option("--page_size", help="Tokens of a KV page.")] = 16,
     max_tokens_per_step: Annotated[
-        int, typer.Option("--max_tokens_per_step", help="Rows of the largest step.")
-    ] = 512,
+        int | None,
+        typer.Option(
+            "--max_tokens_per_step", help="Rows of the largest step. Default: 512, and 8192 with cuda."
+        ),
+    ] = None,
     max_sequences: Annotated[
         int, typer.Option("--max_sequences", help="Most requests that run at once.")
     ] = 64,
+    device: Annotated[
+        str,
+        typer.Option("--device", help="cpu, or cuda: what a start on a GPU makes of the memory."),
+    ] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Say what fits a given memory, from configs and headers alone."""
@@ -50,16 +53,17 @@ def plan(
     ):
         if value is not None and value < 1:
             raise PlanError(f"{name} is {value}; it must be at least 1")
+    if device not in STEP_TOKENS:
+        raise PlanError(f"device is {device!r}; give {' or '.join(STEP_TOKENS)}")
     shape = ModelShape.of(model.expanduser())
-    made = plan_shape(
-        shape, total, max_model_len, dtype, page_size, StepSize(max_tokens_per_step, max_sequences)
-    )
+    step = StepSize(max_tokens_per_step or STEP_TOKENS[device], max_sequences)
+    made = plan_shape(shape, total, max_model_len, dtype, page_size, step, device)
     made.check()
     if as_json:
-        typer.echo(json.dumps(_figures(shape, made, dtype or shape.dtype)))
+        typer.echo(json.dumps({"device": device, **_figures(shape, made, dtype or shape.dtype)}))
     else:
         Console().print(_table(shape, made, dtype or shape.dtype))
-        if (dtype or shape.dtype) != "float32":
+        if device == "cpu" and (dtype or shape.dtype) != "float32":
             typer.echo("The CPU engines compute in float32: for them, plan with --dtype float32.")
 
 
@@ -70,8 +74,16 @@ def plan_shape(
     dtype: str | None = None,
     page_size: int = 16,
     step: StepSize | None = None,
+    device: str = "cpu",
 ) -> MemoryPlan:
-    """The memory plan of a model. Raises PlanError for a dtype or length that it cannot have."""
+    """The memory plan of a model on "cpu" or "cuda".
+
+    Raises PlanError for a dtype, length or device that it cannot have.
+    """
+    if device == "cuda" and shape.quantized_bytes is not None:
+        raise PlanError(
+            f"device is {device}, and {shape.source} is quantised: what is runs on the CPU; leave device away"
+        )
     if dtype is not None and dtype not in ITEM_BYTES:
         raise PlanError(f"dtype {dtype} is not known; dtypes are {', '.join(ITEM_BYTES)}")
     if shape.quantized_bytes is not None and dtype not in (None, shape.dtype):
@@ -92,19 +104,8 @@ def plan_shape(
         page_size=page_size,
         step=step,
         quantized_bytes=shape.quantized_bytes,
+        device=device,
     )
-
-
-def parse_memory(text: str) -> int:
-    """Bytes of an amount with its unit. Raises PlanError for anything else."""
-    match = _AMOUNT.fullmatch(text)
-    unit = match.group(2).upper() if match else ""
-    if match is None or unit not in _UNITS:
-        raise PlanError(
-            f"memory is {text!r}; give a number and a unit, such as 24GiB "
-            "(KiB, MiB, GiB, TiB, or KB, MB, GB, TB)"
-        )
-    return int(float(match.group(1)) * _UNITS[unit])
 
 
 def _figures(shape: ModelShape, made: MemoryPlan, dtype: str) -> dict[str, object]:
@@ -119,6 +120,7 @@ def _figures(shape: ModelShape, made: MemoryPlan, dtype: str) -> dict[str, objec
         "weights_bytes": made.weights,
         "quantized": shape.quantized_bytes is not None,
         "activations_bytes": made.activations,
+        "reserved_bytes": made.reserved,
         "kv_bytes": made.kv_bytes,
         "kv_bytes_per_token": made.kv_bytes_per_token,
         "page_size": made.page_size,
@@ -135,11 +137,14 @@ def _table(shape: ModelShape, made: MemoryPlan, dtype: str) -> Table:
     table.add_column("bytes", justify="right")
     table.add_column("")
     quantized = ", quantised" if shape.quantized_bytes is not None else ""
+    reserved = [("kept free", mib(made.reserved), "for graphs and buffers")] if made.reserved else []
+    filled = ", more are never filled" if made.pages == made.most_pages else ""
     rows = [
         ("memory", mib(made.memory), ""),
         ("weights", mib(made.weights), f"{shape.parameters:,} parameters{quantized}"),
         ("activations", mib(made.activations), "at most, in the largest step"),
-        ("KV cache", mib(made.kv_bytes), f"{made.pages:,} pages of {made.page_size} tokens"),
+        *reserved,
+        ("KV cache", mib(made.kv_bytes), f"{made.pages:,} pages of {made.page_size} tokens{filled}"),
         ("one token", f"{made.kv_bytes_per_token:,} B", _windows(shape)),
         ("tokens that fit", f"{made.tokens:,}", "of all requests together"),
         ("requests that fit", f"{made.requests:,}", f"of {made.max_model_len:,} tokens each"),

@@ -57,7 +57,7 @@ class Checkpoint:
             return cls(folder)
         if folder.exists():
             raise CheckpointError(f"{model} is a file; give the model directory, the one with config.json")
-        if model.startswith((".", "/", "~")) or model.count("/") != 1:
+        if not is_hub_id(model):
             raise CheckpointError(f"there is no model directory {model}")
         return cls(_from_hub(model))
 
@@ -181,6 +181,11 @@ class Checkpoint:
                 "Cleave reads safetensors only: load it once with transformers and save_pretrained() it"
             )
         raise CheckpointError(f"{self.folder} has no safetensors file")
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether a name of no directory can be a Hugging Face hub id."""
+    return not model.startswith((".", "/", "~")) and model.count("/") == 1
 
 
 def _from_hub(model: str) -> Path:

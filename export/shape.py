@@ -10,7 +10,7 @@ from typing import Any
 
 from cleave.errors import ArtifactError, CheckpointError
 from cleave.export.artifact import WEIGHTS, read_manifest
-from cleave.export.checkpoint import Checkpoint
+from cleave.export.checkpoint import Checkpoint, is_hub_id
 from cleave.export.manifest import EMBEDDING, LM_HEAD, MANIFEST, Manifest
 from cleave.export.quantization import SCALE, Quantization, QuantizedTensor
 from cleave.export.quantized_checkpoint import QuantizedCheckpoint
@@ -50,7 +50,10 @@ class ModelShape:
         transformers. Raises CheckpointError or ArtifactError.
         """
         if not folder.is_dir():
-            raise ArtifactError(f"there is no artifact and no checkpoint at {folder}; give its folder")
+            hint = ""
+            if is_hub_id(str(folder)) and not folder.exists():
+                hint = "; hub ids are for `cleave export`, which fetches the checkpoint"
+            raise ArtifactError(f"there is no artifact and no checkpoint at {folder}; give its folder{hint}")
         return _of_artifact(folder) if (folder / MANIFEST).is_file() else _of_checkpoint(folder)
 
 

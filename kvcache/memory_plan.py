@@ -4,21 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 
 from cleave.errors import PlanError
-from cleave.kvcache.budget import mib, page_bytes, pages_for
+from cleave.kvcache.budget import GPU_MEMORY_SHARE, mib, most_pages, page_bytes, pages_for
 from cleave.kvcache.spec import AttentionSpec
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+STEP_TOKENS = {"cpu": 512, "cuda": 8192}
+"""Device -> rows of the largest step, where nothing else is asked for."""
 _LOGIT_BYTES = 4
+_SCORED_ROWS = 256
+"""Rows that a step may score tokens of prompts in, for which a GPU start keeps room too."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepSize:
     """Rows of the largest step."""
 
-    max_tokens: int = 512
+    max_tokens: int = STEP_TOKENS["cpu"]
     max_sequences: int = 64
+    scored_rows: int = 0
+    """Rows with logits besides one of each sequence."""
+
+    @property
+    def logit_rows(self) -> int:
+        """Rows with logits, at most."""
+        return min(self.max_tokens, self.max_sequences + self.scored_rows)
+
+    @classmethod
+    def on_gpu(cls, max_tokens: int, max_sequences: int, max_model_len: int) -> StepSize:
+        """The largest step that a start on a GPU keeps room for, asked for steps of `max_tokens` rows."""
+        return cls(min(max_tokens, max_sequences * max_model_len), max_sequences, _SCORED_ROWS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +54,26 @@ class MemoryPlan:
     """Tokens of a page."""
     max_model_len: int
     """Longest sequence, prompt and answer together."""
+    share: float = 1.0
+    """Of what weights and activations leave, for pages."""
+    most_pages: int | None = None
+    """Pages that are made at most, however many fit; None: as many as fit."""
+
+    @property
+    def left(self) -> int:
+        """Bytes that weights and activations leave."""
+        return max(0, self.memory - self.weights - self.activations)
+
+    @property
+    def reserved(self) -> int:
+        """Bytes of these that are not for pages."""
+        return self.left - int(self.left * self.share)
 
     @property
     def pages(self) -> int:
         """KV pages that fit beside weights and activations."""
-        return max(0, self.memory - self.weights - self.activations) // self.page_bytes
+        fit = (self.left - self.reserved) // self.page_bytes
+        return fit if self.most_pages is None else min(fit, self.most_pages)
 
     @property
     def kv_bytes(self) -> int:
@@ -68,15 +100,16 @@ class MemoryPlan:
         if self.requests:
             return
         request = pages_for(self.max_model_len, self.page_size) * self.page_bytes
-        lacking = self.weights + self.activations + request - self.memory
+        lacking = self.weights + self.activations + ceil(request / self.share) - self.memory
+        part = f" of KV cache, which is {self.share:.0%} of the rest" if self.share < 1 else ""
         needs = (
             f"weights need {mib(self.weights)}, activations {mib(self.activations)} and one request of "
-            f"{self.max_model_len} tokens {mib(request)}: {mib(lacking)} more than the {mib(self.memory)} "
-            "that there are"
+            f"{self.max_model_len} tokens {mib(request)}{part}: {mib(lacking)} more than the "
+            f"{mib(self.memory)} that there are"
         )
         if self.pages:
             raise PlanError(f"{needs}; lower max_model_len to {self.tokens}, or give more memory")
-        if self.weights + self.page_bytes < self.memory:
+        if self.weights + ceil(self.page_bytes / self.share) < self.memory:
             raise PlanError(f"{needs}; lower max_tokens_per_step and max_model_len, or give more memory")
         raise PlanError(f"{needs}; take a narrower dtype or a smaller model, or give more memory")
 
@@ -94,15 +127,20 @@ def plan_memory(
     page_size: int = 16,
     step: StepSize | None = None,
     quantized_bytes: int | None = None,
+    device: str = "cpu",
 ) -> MemoryPlan:
     """The plan for a model whose weights, activations and KV cache are all kept in `dtype`.
 
     `quantized_bytes` is what the weights take instead where they are quantised; gate and up, as q, k and v,
     are then one product that is split. `memory` is in bytes, `parameters` and the widths in values;
-    `specs` has one entry for each layer.
+    `specs` has one entry for each layer. `device` is "cpu", or "cuda" for what a start on a GPU makes of
+    `memory`: that keeps a tenth of the rest free, and makes no pages that `step.max_sequences` cannot fill.
     """
     item = ITEM_BYTES[dtype]
-    step = step or StepSize()
+    step = step or StepSize(STEP_TOKENS[device])
+    is_gpu = device == "cuda"
+    if is_gpu:
+        step = StepSize.on_gpu(step.max_tokens, step.max_sequences, max_model_len)
     return MemoryPlan(
         memory=memory,
         weights=parameters * item if quantized_bytes is None else quantized_bytes,
@@ -112,6 +150,8 @@ def plan_memory(
         page_bytes=page_bytes(specs, page_size, item),
         page_size=page_size,
         max_model_len=max_model_len,
+        share=GPU_MEMORY_SHARE if is_gpu else 1.0,
+        most_pages=most_pages(step.max_sequences, max_model_len, page_size) if is_gpu else None,
     )
 
 
@@ -135,5 +175,5 @@ def _activations(
     row = 4 * hidden + 2 * widest + 3 * intermediate
     if is_joined:
         row += 2 * hidden + 2 * widest + 2 * intermediate
-    rows = min(step.max_tokens, step.max_sequences)
-    return step.max_tokens * row * item + rows * (vocab * _LOGIT_BYTES + hidden * item)
+    logits = step.logit_rows * (vocab * _LOGIT_BYTES + hidden * item)
+    return step.max_tokens * row * item + logits

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cleave.amounts import parse_kv_cache_bytes
 from cleave.kvcache.backend import backend_names
 from cleave.runtime.engines.kinds import engine_kinds
 from cleave.threads import checked_threads
@@ -35,6 +36,15 @@ Threads = Annotated[
 BuildThreads = Annotated[
     int | None,
     typer.Option("--threads", help="CPU threads that it will run with. Default: the physical cores here."),
+]
+KvCacheBytes = Annotated[
+    int | None,
+    typer.Option(
+        "--kv_cache_bytes",
+        help="Memory of the KV cache: bytes, or with a unit, such as 10GiB. Default: what fits.",
+        parser=parse_kv_cache_bytes,
+        metavar="<bytes>",
+    ),
 ]
 Deterministic = Annotated[
     bool, typer.Option("--deterministic", help="The same bits whatever else is in the batch; slower.")

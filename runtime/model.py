@@ -13,7 +13,7 @@ import psutil
 
 from cleave.errors import CleaveError, EngineError, RequestError
 from cleave.export.artifact import Artifact, Progress
-from cleave.kvcache.budget import mib, page_bytes, pages_for
+from cleave.kvcache.budget import GPU_MEMORY_SHARE, mib, most_pages, page_bytes, pages_for
 from cleave.kvcache.keys import PageKeys
 from cleave.kvcache.memory_plan import ITEM_BYTES
 from cleave.kvcache.server import AttentionServer
@@ -42,8 +42,6 @@ from cleave.runtime.warm_up import warm_up
 
 _log = logging.getLogger("cleave")
 _MEMORY_SHARE = 0.25
-_GPU_MEMORY_SHARE = 0.9
-"""The rest is for graphs and for the attention backend's own buffers."""
 
 
 class Model:
@@ -247,7 +245,7 @@ class Model:
     def _pages(self) -> int:
         """Raises EngineError where not even one page fits."""
         options = self.options
-        wanted = options.max_sequences * pages_for(self.max_length, options.page_size)
+        wanted = most_pages(options.max_sequences, self.max_length, options.page_size)
         if options.kv_cache_bytes is not None:
             pages = min(wanted, options.kv_cache_bytes // self.page_bytes)
             if pages < 1:
@@ -261,7 +259,7 @@ class Model:
         if free_on_device is None:
             share, free = "a quarter", int(psutil.virtual_memory().available * _MEMORY_SHARE)
         else:
-            share, free = "nine tenths", int(free_on_device * _GPU_MEMORY_SHARE)
+            share, free = "nine tenths", int(free_on_device * GPU_MEMORY_SHARE)
         if free < self.page_bytes:
             raise EngineError(
                 f"{share} of the free memory of {self.engine.device} is {mib(free)}, and one page of the KV "

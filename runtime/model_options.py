@@ -8,11 +8,10 @@ from pathlib import Path
 
 from cleave.errors import AttentionError, EngineError
 from cleave.kvcache.backend import backend_names
+from cleave.kvcache.memory_plan import STEP_TOKENS
 from cleave.runtime.engines.engine import EngineOptions
 from cleave.runtime.engines.kinds import check_engine_kind
 
-_STEP_TOKENS = (512, 8192)
-"""Rows of the largest step on a CPU and on a GPU."""
 _COUNTS = (
     "max_model_len",
     "kv_cache_bytes",
@@ -78,7 +77,7 @@ def engine_options(
     kind: str, options: ModelOptions, max_length: int, compute_capability: str | None = None
 ) -> EngineOptions:
     """What an engine is made with, or built ahead of time, for sequences of up to `max_length` tokens."""
-    most = options.max_tokens_per_step or _STEP_TOKENS[kind != "onnxruntime"]
+    most = options.max_tokens_per_step or STEP_TOKENS["cpu" if kind == "onnxruntime" else "cuda"]
     most = min(most, options.max_sequences * max_length)
     return EngineOptions(
         max_tokens=most,

@@ -21,7 +21,7 @@ from cleave.runtime.bench.latency import Progress as Report
 from cleave.runtime.bench.machine import record
 from cleave.runtime.bench.plot import check_plot, save_plot
 from cleave.runtime.bench.ranges import Range, numbers
-from cleave.runtime.cli_options import ArtifactFolder, Attention, Device, Engine, Threads
+from cleave.runtime.cli_options import ArtifactFolder, Attention, Device, Engine, KvCacheBytes, Threads
 
 bench = typer.Typer(
     help="How fast, and how far from what the machine can do.", no_args_is_help=True, add_completion=False
@@ -97,9 +97,7 @@ def throughput(
     max_sequences: Annotated[
         int, typer.Option("--max_sequences", help="Most requests that run at once.")
     ] = 64,
-    kv_cache_bytes: Annotated[
-        int | None, typer.Option("--kv_cache_bytes", help="Memory of the KV cache. Default: what fits.")
-    ] = None,
+    kv_cache_bytes: KvCacheBytes = None,
     engine: Engine = None,
     attention: Attention = None,
     device: Device = None,

@@ -59,6 +59,8 @@ class Facts:
     missing: Mapping[str, tuple[str, ...]]
     """Extra of Cleave -> its distributions that are not installed."""
     cache: Cache
+    best_engine: str = "onnxruntime"
+    """The engine kind that is taken where none is asked for, for an artifact that is not quantised."""
     arithmetic: str = ""
     """What matrix products on the CPU are computed with; empty where that is not known."""
     huge_pages: bool = False

@@ -20,6 +20,7 @@ import psutil
 from cleave.errors import CleaveError, reason
 from cleave.runtime.doctor.facts import Cache, Facts, Gpu, Package
 from cleave.runtime.engine_cache.directory import cache_directory
+from cleave.runtime.engines.engine import best_engine_kind
 from cleave.runtime.engines.huge_pages import huge_page_size
 from cleave.runtime.engines.processor import arithmetic
 
@@ -62,6 +63,7 @@ def probe() -> Facts:
         packages=packages,
         missing=_extras(),
         cache=_cache(),
+        best_engine=best_engine_kind(),
         arithmetic=arithmetic(),
         huge_pages=bool(huge_page_size()),
         driver=driver,

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from cleave.runtime.doctor.facts import Facts
-from cleave.runtime.doctor.verdicts import Verdict, attention_verdicts, engine_verdicts
+from cleave.runtime.doctor.verdicts import Verdict, attention_verdicts, engine_verdicts, taken
 
 _GIB = 1 << 30
 
@@ -18,6 +18,7 @@ def as_dict(facts: Facts) -> dict[str, Any]:
         **asdict(facts),
         "engines": [asdict(verdict) for verdict in engine_verdicts(facts)],
         "attention": [asdict(verdict) for verdict in attention_verdicts(facts)],
+        "taken": taken(facts),
     }
 
 
@@ -33,6 +34,7 @@ def as_text(facts: Facts) -> str:
             _section("attention backends", _verdicts(attention_verdicts(facts))),
             _section("engine cache", _cache(facts)),
             *([_section("environment", facts.environment.items())] if facts.environment else []),
+            f"`cleave serve` takes here: {taken(facts)}",
         ]
     )
 

@@ -44,6 +44,21 @@ def attention_verdicts(facts: Facts) -> tuple[Verdict, ...]:
     return tuple(known[name](facts) if name in known else _on_host(name, facts) for name in backend_names())
 
 
+def taken(facts: Facts) -> str:
+    """Engine kind and attention backend that a model gets here where neither is asked for."""
+    engine = facts.best_engine
+    backend = "triton" if engine == "inductor" else "cpu"
+    verdicts = (*engine_verdicts(facts), *attention_verdicts(facts))
+    usable = {verdict.name for verdict in verdicts if verdict.is_usable}
+    pair = f"{engine} + {backend}"
+    if not {engine, backend} <= usable:
+        return f"{pair}, which cannot be used; the verdicts on both say why"
+    if engine != "inductor":
+        return pair
+    other = ", or flashinfer where it is compiled and the context is long" if "flashinfer" in usable else ""
+    return f"{pair}{other}; onnxruntime + cpu for a quantised artifact"
+
+
 def _onnxruntime(facts: Facts) -> Verdict:
     why = _missing(facts, "onnxruntime", None)
     how = [f"on the CPU, with {facts.cores} cores"]
@@ -56,7 +71,9 @@ def _inductor(facts: Facts) -> Verdict:
     why = _missing(facts, "torch", "gpu")
     if why is None and not _cuda_problem(facts):
         return Verdict("inductor", True, f"on {_best_gpu(facts)}")
-    return Verdict("inductor", why is None, why or f"on the CPU only: {_cuda_problem(facts)}")
+    return Verdict(
+        "inductor", why is None, why or f"on the CPU only, with --device cpu: {_cuda_problem(facts)}"
+    )
 
 
 def _tensorrt_rtx(facts: Facts) -> Verdict:

@@ -46,10 +46,12 @@ class EngineKind:
         if name is None or name.partition(":")[0] in self.devices:
             return
         able = " or ".join(kind.name for kind in KINDS.values() if name.partition(":")[0] in kind.devices)
-        other = f", or take engine {able}" if able else ""
+        if not able:
+            known = dict.fromkeys(device for kind in KINDS.values() for device in kind.devices)
+            raise EngineError(f"device is {name!r}; give {' or '.join(known)}, or leave it away")
         raise EngineError(
             f"the engine {self.name} computes on {' and '.join(self.devices)}, and not on {name!r}; "
-            f"leave device away{other}"
+            f"leave device away, or take engine {able}"
         )
 
     def _check_deterministic(self, is_asked_for: bool) -> None:

@@ -8,7 +8,15 @@ from typing import Annotated, Literal
 import typer
 
 from cleave.errors import MissingPackage
-from cleave.runtime.cli_options import ArtifactFolder, Attention, Deterministic, Device, Engine, Threads
+from cleave.runtime.cli_options import (
+    ArtifactFolder,
+    Attention,
+    Deterministic,
+    Device,
+    Engine,
+    KvCacheBytes,
+    Threads,
+)
 
 
 def serve(
@@ -33,9 +41,7 @@ def serve(
             help="Tokens of one step, prompts and answers together. Default: 512, and 8192 on a GPU.",
         ),
     ] = None,
-    kv_cache_bytes: Annotated[
-        int | None, typer.Option("--kv_cache_bytes", help="Memory for the KV cache.")
-    ] = None,
+    kv_cache_bytes: KvCacheBytes = None,
     deterministic: Deterministic = False,
     max_queue: Annotated[
         int, typer.Option("--max_queue", help="Answers that may wait; more are refused with 429.")

@@ -151,7 +151,7 @@ def test_each_prompt_may_have_its_own_params(artifact: Callable[[str], Path]) ->
         (
             ["kvrun", "ARTIFACT", "--engine", "inductor", "--device", "tpu"],
             EngineError,
-            "and not on 'tpu'",
+            "device is 'tpu'; give cpu or cuda, or leave it away",
         ),
         (["latency", "ARTIFACT", "--plot", "x.gif"], BenchError, "must end in"),
         (["latency", "ARTIFACT", "--json", "nowhere/x.json"], BenchError, "there is no folder"),

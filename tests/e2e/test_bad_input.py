@@ -321,6 +321,20 @@ def test_an_interruption_has_its_own_exit_code(monkeypatch: pytest.MonkeyPatch) 
     assert ended.err == "\ninterrupted\n"
 
 
+THROUGHPUT = ("bench", "throughput", "--requests", 1, "--prompt", 4, "--output", 2)
+
+
+@pytest.mark.parametrize("verb", [("serve", "--port", 0), THROUGHPUT], ids=lambda verb: verb[0])
+def test_the_kv_cache_may_have_a_unit(artifact: Callable[[str], Path], verb: tuple[object, ...]) -> None:
+    folder = artifact("one_layer")
+    refused = cleave(*verb, folder, "--kv_cache_bytes", "10Gigs")
+    refused.refused("kv_cache_bytes is '10Gigs'", "give a number of bytes, or", "such as 24GiB")
+    for amount, count in (("0.001KiB", 1), ("1KB", 1000), ("64", 64)):
+        refused = cleave(*verb, folder, "--kv_cache_bytes", amount)
+        assert refused.code == 2
+        assert f"error: kv_cache_bytes is {count}; one page of 16 tokens needs" in refused.err
+
+
 # The commands, as processes of their own.
 
 CLEAVE = ("-m", "cleave")

@@ -13,7 +13,7 @@ from cleave.errors import EngineError
 from cleave.export.artifact import Artifact
 from cleave.runtime.engines.builder import EngineBuilder
 from cleave.runtime.engines.engine import EngineOptions, create_engine, engine_builder
-from cleave.runtime.engines.kinds import KINDS, EngineKind
+from cleave.runtime.engines.kinds import KINDS, EngineKind, engine_kind, engine_kinds
 
 MEMBERS = {name for name in (*EngineBuilder.__annotations__, *vars(EngineBuilder)) if name[0] != "_"}
 BUILT = [kind for kind, entry in KINDS.items() if entry.builder is not None]
@@ -26,6 +26,13 @@ def test_a_builder_has_all_that_the_cache_asks_for(kind: str) -> None:
     assert {"is_optional", "serves", "build", "table"} < MEMBERS
     # Keys are made with the builder, for one artifact.
     assert not [member for member in MEMBERS - {"key"} if not hasattr(builder, member)]
+
+
+@pytest.mark.parametrize("kind", engine_kinds())
+@pytest.mark.parametrize("device", ["gpu", "tpu:0", "CUDA", ""])
+def test_a_name_that_is_no_device_says_which_there_are(kind: str, device: str) -> None:
+    with pytest.raises(EngineError, match=f"^device is '{device}'; give cpu or cuda, or leave it away$"):
+        engine_kind(kind).check_device(device)
 
 
 @pytest.mark.parametrize("make", [create_engine, engine_builder])

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,16 @@ from safetensors import safe_open
 from typer.testing import CliRunner
 
 from cleave.__main__ import application
-from cleave.errors import PlanError
+from cleave.amounts import parse_kv_cache_bytes, parse_memory
+from cleave.errors import ArtifactError, EngineError, PlanError
 from cleave.export.manifest import DTYPES
 from cleave.export.shape import ModelShape
 from cleave.kvcache.backends import cpu_kernel
-from cleave.plan import parse_memory, plan_shape
+from cleave.kvcache.memory_plan import StepSize
+from cleave.plan import plan_shape
+from cleave.runtime.engines.kinds import KINDS
 from cleave.runtime.model import Model
-from cleave.runtime.model_options import ModelOptions
+from cleave.runtime.model_options import ModelOptions, engine_options
 
 GIB = 2**30
 
@@ -76,18 +80,116 @@ def test_the_parts_of_a_plan_add_up(demo_checkpoint: Path) -> None:
     assert plan.requests == plan.pages // 63
 
 
+class Gpu:
+    """The engine of a GPU start, of which only the free memory is asked."""
+
+    device = "cuda:0"
+    dtype = "bfloat16"
+
+    def __init__(self, free: int) -> None:
+        self._free = free
+
+    def launch(self) -> None:
+        raise AssertionError
+
+    def free_memory(self) -> int:
+        return self._free
+
+
+@pytest.mark.parametrize("memory", [12 * 2**20, 40 * 2**20, 200 * 2**20, GIB, 80 * GIB])
+@pytest.mark.parametrize(("length", "sequences"), [(64, 64), (1000, 3), (4096, 64)])
+def test_a_start_on_a_gpu_makes_the_pages_of_its_plan(
+    demo_checkpoint: Path, memory: int, length: int, sequences: int
+) -> None:
+    asked = ModelOptions(max_sequences=sequences)
+    step = engine_options("inductor", asked, length)
+    shape = ModelShape.of(demo_checkpoint)
+    plan = plan_shape(shape, memory, length, step=StepSize(8192, sequences), device="cuda")
+    largest = StepSize.on_gpu(8192, sequences, length)
+    assert (largest.max_tokens, largest.logit_rows) == (step.max_tokens, step.logit_rows)
+    model = object.__new__(Model)
+    model.options, model.max_length, model.page_bytes = asked, length, plan.page_bytes
+    model.engine = Gpu(memory - plan.weights - plan.activations)
+    if plan.pages:
+        assert model._pages() == plan.pages
+    else:
+        with pytest.raises(EngineError, match="nine tenths of the free memory of cuda:0"):
+            model._pages()
+
+
+def test_the_default_step_is_that_of_a_start_on_the_device(demo_checkpoint: Path) -> None:
+    shape = ModelShape.of(demo_checkpoint)
+    for device, kind in (("cpu", "onnxruntime"), ("cuda", "inductor")):
+        rows = engine_options(kind, ModelOptions(), shape.context).max_tokens
+        wanted = plan_shape(shape, GIB, step=StepSize(rows), device=device)
+        assert plan_shape(shape, GIB, device=device) == wanted
+
+
+def planned(*arguments: str) -> dict[str, object]:
+    answer = CliRunner().invoke(application(), ["plan", *arguments, "--memory", "1GiB", "--json"])
+    assert answer.exit_code == 0, answer.output
+    figures: dict[str, object] = json.loads(answer.stdout)
+    return figures
+
+
+def test_the_verb_plans_for_a_gpu_and_explicit_options_win(demo_checkpoint: Path) -> None:
+    folder = str(demo_checkpoint)
+    cpu, gpu = planned(folder), planned(folder, "--device", "cuda")
+    assert cpu == planned(folder, "--device", "cpu") == planned(folder, "--max_tokens_per_step", "512")
+    assert (cpu["device"], gpu["device"]) == ("cpu", "cuda")
+    assert gpu["activations_bytes"] > cpu["activations_bytes"]
+    left = GIB - gpu["weights_bytes"] - gpu["activations_bytes"]
+    assert gpu["reserved_bytes"] == left - int(left * 0.9)
+    assert gpu["kv_bytes"] <= left * 0.9
+    assert planned(folder, "--device", "cuda", "--max_tokens_per_step", "8192") == gpu
+    small = planned(folder, "--device", "cuda", "--max_tokens_per_step", "64")
+    assert small["activations_bytes"] < cpu["activations_bytes"]
+    few = planned(folder, "--device", "cuda", "--max_sequences", "2")
+    assert (few["requests"], few["tokens"]) == (2, 2 * 4096)
+    table = CliRunner().invoke(application(), ["plan", folder, "--memory", "1GiB", "--device", "cuda"])
+    assert "kept free" in table.stdout
+    assert "--dtype float32" not in table.stdout
+
+
+def test_a_gpu_that_is_too_small_says_by_how_much(demo_checkpoint: Path) -> None:
+    shape = ModelShape.of(demo_checkpoint)
+    step = StepSize(64, 4)
+    small = plan_shape(shape, 20 * 2**20, step=step, device="cuda")
+    with pytest.raises(PlanError, match=r"which is 90% of the rest: .* lower max_model_len to") as refused:
+        small.check()
+    asked = int(str(refused.value).split("lower max_model_len to ")[1].split(",")[0])
+    plan_shape(shape, 20 * 2**20, asked, step=step, device="cuda").check()
+
+
+def test_a_quantised_model_has_no_plan_for_a_gpu(demo_checkpoint: Path) -> None:
+    """As long as the kinds that run one compute on the CPU."""
+    assert {device for kind in KINDS.values() if kind.runs_quantized for device in kind.devices} == {"cpu"}
+    shape = replace(ModelShape.of(demo_checkpoint), dtype="float32", quantized_bytes=1000)
+    with pytest.raises(PlanError, match=r"device is cuda, and .* is quantised"):
+        plan_shape(shape, GIB, device="cuda")
+
+
 @pytest.mark.parametrize(
     ("text", "count"),
     [("24GiB", 24 * GIB), ("1.5 gib", GIB + GIB // 2), ("500MB", 500 * 10**6), ("64 KiB", 65536)],
 )
 def test_amounts_of_memory(text: str, count: int) -> None:
-    assert parse_memory(text) == count
+    assert parse_memory(text) == parse_kv_cache_bytes(text) == count
 
 
 @pytest.mark.parametrize("text", ["", "24", "GiB", "-1GiB", "24 GiB of RAM", "1e3MiB", "3 Gib/s"])
 def test_what_is_no_amount_of_memory(text: str) -> None:
     with pytest.raises(PlanError, match="give a number and a unit, such as 24GiB"):
         parse_memory(text)
+
+
+def test_the_kv_cache_may_be_given_in_bytes_too() -> None:
+    assert parse_kv_cache_bytes("1073741824") == parse_kv_cache_bytes("1GiB") == GIB
+    for text in ("", "GiB", "-5", "1.5", "10Gigs", "1e9"):
+        with pytest.raises(
+            PlanError, match=f"kv_cache_bytes is '{text}'; give a number of bytes, or a number"
+        ):
+            parse_kv_cache_bytes(text)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +233,7 @@ def test_the_verb_prints_a_table_or_json(demo_checkpoint: Path) -> None:
         (["--memory", "1GiB", "--dtype", "int4"], "dtype int4 is not known; dtypes are float32"),
         (["--memory", "1GiB", "--max_model_len", "5000"], "the model's context has 4096 tokens"),
         (["--memory", "1GiB", "--page_size", "0"], "page_size is 0; it must be at least 1"),
+        (["--memory", "1GiB", "--device", "gpu"], "device is 'gpu'; give cpu or cuda"),
         (["--memory", "1MiB"], "more than the 1.0 MiB that there are"),
     ],
 )
@@ -151,6 +254,22 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
         answer = subprocess.run(command, capture_output=True, text=True)
         assert answer.returncode == 2
         assert message in answer.stderr
+
+
+def test_a_hub_id_is_told_where_it_can_be_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "file").write_text("")
+    for given, is_hub_id in (
+        ("meta-llama/Llama-3.1-8B", True),
+        ("a/file", False),
+        ("no_folder", False),
+        ("no/such/folder", False),
+        (str(tmp_path / "no"), False),
+    ):
+        with pytest.raises(ArtifactError, match=f"no checkpoint at {given}; give its folder") as refused:
+            ModelShape.of(Path(given))
+        assert ("; hub ids are for `cleave export`" in str(refused.value)) is is_hub_id
 
 
 def test_it_needs_neither_torch_nor_transformers(demo_checkpoint: Path, demo_artifact: Path) -> None:

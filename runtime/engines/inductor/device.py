@@ -32,7 +32,7 @@ def check_device(name: str | None, dtype: str) -> torch.device:
     if torch.version.cuda is None:
         raise EngineError(
             f"torch {torch.__version__} was built without CUDA; install a CUDA build of torch, "
-            "or take engine onnxruntime"
+            "or take engine onnxruntime, or give device cpu (slow, for tests)"
         )
     if not torch.cuda.is_available():
         raise EngineError(f"torch sees no NVIDIA GPU{_why_none()}; take engine onnxruntime on the CPU")

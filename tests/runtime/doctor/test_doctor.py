@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from command import cleave
 
+from cleave import LLM
 from cleave.kvcache.backend import backend_names
 from cleave.runtime.doctor import probe as probe_module
 from cleave.runtime.doctor.facts import Cache, Facts, Gpu, Package
@@ -75,7 +76,12 @@ NO_GPU: dict[str, Any] = {"driver": None, "driver_error": "nvidia-smi is not the
     ("facts", "name", "usable", "words"),
     [
         (replace(WORKSTATION, **NO_GPU), "triton", False, "no NVIDIA driver (nvidia-smi is not there)"),
-        (replace(WORKSTATION, **NO_GPU), "inductor", True, "on the CPU only: no NVIDIA driver"),
+        (
+            replace(WORKSTATION, **NO_GPU),
+            "inductor",
+            True,
+            "on the CPU only, with --device cpu: no NVIDIA driver",
+        ),
         (replace(WORKSTATION, **NO_GPU), "tensorrt_rtx", False, "builds for compute capability 8.6, 8.9"),
         (replace(WORKSTATION, **NO_GPU), "onnxruntime", True, "on the CPU, with 8 cores"),
         (
@@ -148,6 +154,40 @@ def test_the_text_has_everything_in_one_paste() -> None:
     ):
         assert words in text
     assert "\x1b" not in text
+
+
+QUANTIZED = "; onnxruntime + cpu for a quantised artifact"
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        (WORKSTATION, "onnxruntime + cpu"),
+        (replace(WORKSTATION, best_engine="inductor"), f"inductor + triton{QUANTIZED}"),
+        (
+            replace(WORKSTATION, best_engine="inductor", gpus=(HOPPER,)),
+            "inductor + triton, or flashinfer where it is compiled and the context is long" + QUANTIZED,
+        ),
+        (without("numba"), "onnxruntime + cpu, which cannot be used; the verdicts on both say why"),
+        (
+            replace(WORKSTATION, best_engine="inductor", torch_sees_gpu=False),
+            "inductor + triton, which cannot be used; the verdicts on both say why",
+        ),
+    ],
+)
+def test_the_last_line_says_what_is_taken(facts: Facts, words: str) -> None:
+    assert as_text(facts).splitlines()[-1] == f"`cleave serve` takes here: {words}"
+    assert as_dict(facts)["taken"] == words
+
+
+def test_what_is_taken_here_is_what_a_model_gets(demo_artifact: Path) -> None:
+    said = as_text(probe()).splitlines()[-1]
+    with LLM(demo_artifact, max_sequences=1) as llm:
+        engine, backend = llm.model.engine.kind, llm.model.attention_backend
+    if backend == "flashinfer":
+        assert f"{engine} + triton, or flashinfer" in said
+    else:
+        assert f"{engine} + {backend}" in said
 
 
 def test_json_and_text_say_the_same() -> None:
