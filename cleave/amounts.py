@@ -8,8 +8,8 @@ from cleave.errors import PlanError
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-_AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]+)\s*")
-_NUMBER = re.compile(r"\s*\d+\s*")
+_AMOUNT = re.compile(r"\s*(\d{1,18}(?:\.\d+)?)\s*([a-zA-Z]+)\s*")
+_NUMBER = re.compile(r"\s*\d{1,18}\s*")
 _ALLOWED = "a number and a unit, such as 24GiB (KiB, MiB, GiB, TiB, or KB, MB, GB, TB)"
 
 

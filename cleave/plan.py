@@ -39,7 +39,7 @@ def plan(
     ] = 64,
     device: Annotated[
         str,
-        typer.Option("--device", help="cpu, or cuda: what a start on a GPU makes of the memory."),
+        typer.Option("--device", help="cpu, or cuda: what a start of inductor on a GPU makes of the memory."),
     ] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -53,8 +53,7 @@ def plan(
     ):
         if value is not None and value < 1:
             raise PlanError(f"{name} is {value}; it must be at least 1")
-    if device not in STEP_TOKENS:
-        raise PlanError(f"device is {device!r}; give {' or '.join(STEP_TOKENS)}")
+    check_device(device)
     shape = ModelShape.of(model.expanduser())
     step = StepSize(max_tokens_per_step or STEP_TOKENS[device], max_sequences)
     made = plan_shape(shape, total, max_model_len, dtype, page_size, step, device)
@@ -65,6 +64,12 @@ def plan(
         Console().print(_table(shape, made, dtype or shape.dtype))
         if device == "cpu" and (dtype or shape.dtype) != "float32":
             typer.echo("The CPU engines compute in float32: for them, plan with --dtype float32.")
+
+
+def check_device(device: str) -> None:
+    """Raises PlanError for one that nothing is planned for."""
+    if device not in STEP_TOKENS:
+        raise PlanError(f"device is {device!r}; give {' or '.join(STEP_TOKENS)}")
 
 
 def plan_shape(
@@ -80,6 +85,7 @@ def plan_shape(
 
     Raises PlanError for a dtype, length or device that it cannot have.
     """
+    check_device(device)
     if device == "cuda" and shape.quantized_bytes is not None:
         raise PlanError(
             f"device is {device}, and {shape.source} is quantised: what is runs on the CPU; leave device away"

@@ -133,8 +133,9 @@ def plan_memory(
 
     `quantized_bytes` is what the weights take instead where they are quantised; gate and up, as q, k and v,
     are then one product that is split. `memory` is in bytes, `parameters` and the widths in values;
-    `specs` has one entry for each layer. `device` is "cpu", or "cuda" for what a start on a GPU makes of
-    `memory`: that keeps a tenth of the rest free, and makes no pages that `step.max_sequences` cannot fill.
+    `specs` has one entry for each layer. `device` is "cpu", or "cuda" for what a start of `inductor` on a GPU
+    makes of `memory`: that keeps a tenth of the rest free, and makes no pages that `step.max_sequences`
+    cannot fill.
     """
     item = ITEM_BYTES[dtype]
     step = step or StepSize(STEP_TOKENS[device])

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from cleave.errors import CleaveError, EngineError, RequestError
+from cleave.errors import EngineError, RequestError, reason
 from cleave.export.artifact import Artifact, Progress
 from cleave.kvcache.budget import GPU_MEMORY_SHARE, mib, most_pages, page_bytes, pages_for
 from cleave.kvcache.keys import PageKeys
@@ -129,10 +129,10 @@ class Model:
 
         try:
             return make(backend)
-        except CleaveError as error:
+        except Exception as error:  # of another release of FlashInfer it can be any
             if options.attention is not None or backend != "flashinfer":
                 raise
-            _log.warning("attention is 'triton', since 'flashinfer' cannot be had: %s", error)
+            _log.warning("attention is 'triton', since 'flashinfer' cannot be had: %s", reason(error))
         # Behind the handler: what has failed keeps its memory for as long as the error is there.
         return make("triton")
 

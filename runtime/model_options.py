@@ -38,7 +38,7 @@ class ModelOptions:
     """Memory for the KV cache; None: what `max_sequences` of the longest need, but at most a quarter of
     the free memory, and nine tenths of a GPU's."""
     max_tokens_per_step: int | None = None
-    """Rows of the largest step; None: 512, and 8192 on a GPU."""
+    """Rows of the largest step; None: 512 with `onnxruntime`, else 8192."""
     max_sequences: int = 64
     """Most requests that run at once; more wait."""
     page_size: int = 16

@@ -82,10 +82,7 @@ class FlashInferBackend(TritonBackend):
         except torch.OutOfMemoryError:
             raise no_room(shape, dtype) from None
         except (OSError, RuntimeError) as error:
-            raise AttentionError(
-                f"FlashInfer can neither load nor compile its kernels: {reason(error)}; put nvcc and ninja "
-                "on the PATH, install flashinfer-jit-cache, or take attention 'triton'"
-            ) from None
+            raise _no_kernels(error) from None
 
     def close(self) -> None:
         """Give the pages back."""
@@ -102,7 +99,12 @@ class FlashInferBackend(TritonBackend):
 
     def _allocate(self, kind_of_layer: list[int], tunings: list[Tuning]) -> None:
         super()._allocate(kind_of_layer, tunings)
-        self._long = FlashInferChunks(self._shape, self._dtype, self._layers, self._kernels)
+        try:
+            self._long = FlashInferChunks(self._shape, self._dtype, self._layers, self._kernels)
+        except torch.OutOfMemoryError:
+            raise
+        except (OSError, RuntimeError) as error:
+            raise _no_kernels(error) from None
 
     def _room_of_chunks(self) -> int:
         return max(super()._room_of_chunks(), FlashInferChunks.room(self._shape, self._max_sequences))
@@ -123,3 +125,10 @@ class FlashInferBackend(TritonBackend):
             q, k, v = torch.split(fused, columns, dim=1)
             self.run(layer, q, k, v, torch.empty_like(q, memory_format=torch.contiguous_format))
         self._step = None
+
+
+def _no_kernels(error: Exception) -> AttentionError:
+    return AttentionError(
+        f"FlashInfer can neither load nor compile its kernels: {reason(error)}; put nvcc and ninja on the "
+        "PATH, install flashinfer-jit-cache, or take attention 'triton'"
+    )

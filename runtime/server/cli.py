@@ -38,7 +38,7 @@ def serve(
         int | None,
         typer.Option(
             "--max_tokens_per_step",
-            help="Tokens of one step, prompts and answers together. Default: 512, and 8192 on a GPU.",
+            help="Tokens of one step, prompts and answers together. Default: 512 (onnxruntime) or 8192.",
         ),
     ] = None,
     kv_cache_bytes: KvCacheBytes = None,

@@ -161,6 +161,12 @@ def test_a_gpu_that_is_too_small_says_by_how_much(demo_checkpoint: Path) -> None
     plan_shape(shape, 20 * 2**20, asked, step=step, device="cuda").check()
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:0"])
+def test_a_device_that_nothing_is_planned_for(demo_checkpoint: Path, device: str) -> None:
+    with pytest.raises(PlanError, match=f"device is '{device}'; give cpu or cuda"):
+        plan_shape(ModelShape.of(demo_checkpoint), GIB, step=StepSize(64), device=device)
+
+
 def test_a_quantised_model_has_no_plan_for_a_gpu(demo_checkpoint: Path) -> None:
     """As long as the kinds that run one compute on the CPU."""
     assert {device for kind in KINDS.values() if kind.runs_quantized for device in kind.devices} == {"cpu"}
@@ -177,7 +183,9 @@ def test_amounts_of_memory(text: str, count: int) -> None:
     assert parse_memory(text) == parse_kv_cache_bytes(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "24", "GiB", "-1GiB", "24 GiB of RAM", "1e3MiB", "3 Gib/s"])
+@pytest.mark.parametrize(
+    "text", ["", "24", "GiB", "-1GiB", "24 GiB of RAM", "1e3MiB", "3 Gib/s", "9" * 400 + "GiB"]
+)
 def test_what_is_no_amount_of_memory(text: str) -> None:
     with pytest.raises(PlanError, match="give a number and a unit, such as 24GiB"):
         parse_memory(text)
@@ -185,7 +193,7 @@ def test_what_is_no_amount_of_memory(text: str) -> None:
 
 def test_the_kv_cache_may_be_given_in_bytes_too() -> None:
     assert parse_kv_cache_bytes("1073741824") == parse_kv_cache_bytes("1GiB") == GIB
-    for text in ("", "GiB", "-5", "1.5", "10Gigs", "1e9"):
+    for text in ("", "GiB", "-5", "1.5", "10Gigs", "1e9", "9" * 5000):
         with pytest.raises(
             PlanError, match=f"kv_cache_bytes is '{text}'; give a number of bytes, or a number"
         ):

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cleave.errors import EngineError
 from cleave.runtime.cuts import SCORED_ROWS
 from cleave.runtime.engines.engine import Attention, DeviceOutput
 from cleave.runtime.engines.inductor.inputs import StepInputs, StepNumbers, check_rows
@@ -75,8 +76,13 @@ class ProfiledSteps(ABC):
             return None
         tokens = self._profiles.max_tokens
         rows = min(tokens, self._profiles.max_sequences + SCORED_ROWS)
-        self.launch(np.zeros(tokens, np.int64), np.arange(rows), NoAttention())
-        torch.cuda.synchronize(self._device)
+        try:
+            self.launch(np.zeros(tokens, np.int64), np.arange(rows), NoAttention())
+            torch.cuda.synchronize(self._device)
+        except torch.OutOfMemoryError:
+            raise EngineError(
+                f"{self._device} has no room for a step of {tokens} tokens; lower max_tokens_per_step"
+            ) from None
         free, _ = torch.cuda.mem_get_info(self._device)
         return int(free)
 
