@@ -14,8 +14,8 @@ ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 STEP_TOKENS = {"cpu": 512, "cuda": 8192}
 """Device -> rows of the largest step, where nothing else is asked for."""
 _LOGIT_BYTES = 4
-_SCORED_ROWS = 256
-"""Rows that a step may score tokens of prompts in, for which a GPU start keeps room too."""
+SCORED_ROWS = 256
+"""Rows of a step that score tokens of prompts, at most: the logits of each take memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class StepSize:
     @classmethod
     def on_gpu(cls, max_tokens: int, max_sequences: int, max_model_len: int) -> StepSize:
         """The largest step that a start on a GPU keeps room for, asked for steps of `max_tokens` rows."""
-        return cls(min(max_tokens, max_sequences * max_model_len), max_sequences, _SCORED_ROWS)
+        return cls(min(max_tokens, max_sequences * max_model_len), max_sequences, SCORED_ROWS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,6 @@ from cleave.runtime.sequence import Sequence
 
 LEAST_ROWS = 3
 """Rows of a step that are enough for some chunk of any prompt."""
-SCORED_ROWS = 256
-"""Rows of a step that score tokens of prompts, at most: the logits of each take memory."""
 
 
 def fixed_cut(sequence: Sequence, count: int) -> int:

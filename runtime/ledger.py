@@ -6,8 +6,9 @@ from collections import deque
 
 from cleave.errors import RequestError
 from cleave.kvcache.budget import pages_for
+from cleave.kvcache.memory_plan import SCORED_ROWS
 from cleave.kvcache.page_manager import PageManager
-from cleave.runtime.cuts import LEAST_ROWS, SCORED_ROWS
+from cleave.runtime.cuts import LEAST_ROWS
 from cleave.runtime.queue import UrgencyQueue
 from cleave.runtime.request import FinishReason
 from cleave.runtime.sequence import Sequence

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from cleave.export.artifact import Artifact
 from cleave.kvcache.backend import LayerJobs
-from cleave.runtime.cuts import SCORED_ROWS
+from cleave.kvcache.memory_plan import SCORED_ROWS
 from cleave.runtime.engine_cache.cache import EngineCache
 from cleave.runtime.engines.builder import BuildProgress, EngineBuilder, get_engine
 from cleave.runtime.engines.cuda import cuda_is_usable

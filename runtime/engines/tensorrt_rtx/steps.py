@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from cleave.errors import EngineError
-from cleave.runtime.cuts import SCORED_ROWS
+from cleave.kvcache.memory_plan import SCORED_ROWS
 from cleave.runtime.engines.engine import Attention, DeviceOutput
 from cleave.runtime.engines.inductor.inputs import StepInputs, StepNumbers, check_rows
 from cleave.runtime.engines.inductor.outputs import HostLogits, StepOutputs, first_rows
